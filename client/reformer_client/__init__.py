@@ -1,0 +1,1 @@
+"""The client SDK: grpcio and protobuf only, never torch."""

@@ -1,0 +1,1 @@
+"""The wire contract of reformer-serve: protobuf messages and gRPC stubs, one subpackage a version."""

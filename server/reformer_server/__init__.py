@@ -1,0 +1,1 @@
+"""The gRPC service: validation, admission, metrics and lifecycle around the engine."""
