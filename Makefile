@@ -1,0 +1,59 @@
+# Every target makes .venv first, if it isn't there or its requirements have changed. `make` lists the targets.
+# PYTHON=… chooses the interpreter that .venv is made from.
+
+BIN   := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help venv proto format lint test demo wheel clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
+
+venv: $(STAMP) ## create .venv with everything that development needs, at tested versions
+
+$(STAMP): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  for python in $(PYTHON) python3 python3.13 python3.12 python3.11 ""; do \
+	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
+	  done; \
+	  [ -n "$$python" ] || { \
+	    echo "error: Python 3.11 or newer is needed, python3 is $$(python3 --version 2>&1 || echo missing)." \
+	      "Install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	  "$$python" -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "error: $$python has no venv module. On Debian or Ubuntu: apt-get install" \
+	      "$$("$$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')" >&2; exit 1; }; \
+	  echo "creating .venv with $$("$$python" --version)"; \
+	  "$$python" -m venv --clear .venv || exit 1; \
+	fi
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+proto: $(STAMP) ## regenerate reformer.v1 from the .proto files
+	$(BIN)/buf format --write
+	$(BIN)/python protos/generate.py
+
+format: $(STAMP) ## format the code and apply safe fixes
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+	$(BIN)/buf format --write
+
+lint: $(STAMP) ## formatting, lint, types, contract, generated code
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/buf format --diff --exit-code
+	$(BIN)/buf lint
+	$(BIN)/python protos/generate.py --check
+
+test: lint ## lint and all tests: what CI runs
+	$(BIN)/python -m pytest
+
+demo: $(STAMP) ## start a server, upload a novel, score it and continue it
+	$(BIN)/python examples/demo.py
+
+wheel: $(STAMP) ## build the wheel into dist/
+	rm -rf build
+	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist .
+
+clean: ## remove what was built; .venv stays
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,105 @@
+"""Who may import whom: read from the sources, so that a rule also holds for imports inside functions."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = {
+    "reformer_client": ROOT / "client/reformer_client",
+    "reformer_core": ROOT / "reformer_core",
+    "reformer_server": ROOT / "server/reformer_server",
+}
+OURS = {"reformer", *PACKAGES}
+ALLOWED_OURS = {
+    "reformer_client": {"reformer.v1"},
+    "reformer_core": set(),
+    "reformer_server": {"reformer.v1", "reformer_core"},
+}
+CORE_NEVER = {"grpc", "grpc_health", "grpc_reflection", "grpc_status", "google", "asyncio"}
+
+
+def sources(package: str) -> list[Path]:
+    """The package's modules."""
+    return sorted(PACKAGES[package].rglob("*.py"))
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Dotted names of all modules that a source file imports, wherever in the file; none of its own package's."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            # `from reformer import v1` names a module after `import`.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def violations(package: str) -> list[str]:
+    """Imports that break the rule, as "file: module"."""
+    allowed = ALLOWED_OURS[package] | {package}
+    return [
+        f"{path.relative_to(ROOT)}: {module}"
+        for path in sources(package)
+        for module in imported_modules(path)
+        if module.partition(".")[0] in OURS
+        and not any(module == name or module.startswith(f"{name}.") for name in allowed)
+    ]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_only_what_lies_below_them(package: str) -> None:
+    assert sources(package)
+    assert violations(package) == []
+
+
+def test_core_knows_neither_grpc_nor_protobuf_nor_asyncio() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {module}"
+        for path in sources("reformer_core")
+        for module in imported_modules(path)
+        if module.partition(".")[0] in CORE_NEVER
+    ]
+    assert found == []
+
+
+def test_client_reaches_other_packages_by_entry_points_only() -> None:
+    """A module's name in a string (for import_module) would go round the rule."""
+    names = [
+        f"{path.relative_to(ROOT)}: {node.value}"
+        for path in sources("reformer_client")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch(r"reformer_(core|server)([.:]\S*)?", node.value)
+    ]
+    assert names == []
+
+
+@pytest.mark.parametrize(
+    ("package", "extras"),
+    [("reformer_client", []), ("reformer_core", ["server"]), ("reformer_server", ["server"])],
+)
+def test_third_party_imports_are_declared(package: str, extras: list[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = project["dependencies"] + [name for e in extras for name in project["optional-dependencies"][e]]
+    declared = {canonical(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements}  # type: ignore[index]
+    distributions = packages_distributions()
+    undeclared = {
+        f"{path.relative_to(ROOT)}: {module}"
+        for path in sources(package)
+        for module in (name.partition(".")[0] for name in imported_modules(path))
+        if module not in sys.stdlib_module_names | OURS
+        and declared.isdisjoint(canonical(name) for name in distributions.get(module, []))
+    }
+    assert undeclared == set()
+
+
+def canonical(distribution: str) -> str:
+    """A distribution's name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
