@@ -1,0 +1,40 @@
+"""Locality-sensitive hashing: vectors that point the same way get the same bucket (paper, section 2; Andoni et al. 2015).
+
+Shapes: H heads, D head size, R hash rounds, n tokens.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+
+def draw_rotations(seed: int, heads: int, head_size: int, rounds: int, factors: Sequence[int]) -> torch.Tensor:
+    """Random rotations, float32 [H, D, R, sum(factors) / 2], from a private generator: the global state stays as it is."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(heads, head_size, rounds, sum(factors) // 2, generator=generator)
+
+
+def hash_buckets(query_key: torch.Tensor, rotations: torch.Tensor, factors: Sequence[int]) -> torch.Tensor:
+    """Bucket of each vector in each round: argmax of [xR, -xR], for each factor of the number of buckets.
+
+    The unnormalised vectors are hashed; argmax doesn't mind their length.
+
+    Args:
+        query_key: [..., H, n, D].
+        rotations: [H, D, R, sum(factors) / 2], consecutive columns for consecutive factors.
+        factors: factors of the number of buckets, least significant first.
+
+    Returns:
+        int64 [..., H, R, n], from 0 to prod(factors) - 1.
+    """
+    heads, head_size, rounds, columns = rotations.shape
+    rotated = query_key @ rotations.view(heads, head_size, rounds * columns).to(query_key.dtype)
+    rotated = rotated.unflatten(-1, (rounds, columns))  # [..., H, n, R, columns]
+    buckets = torch.zeros(rotated.shape[:-1], dtype=torch.long, device=rotated.device)
+    first_column, weight = 0, 1
+    for factor in factors:
+        part = rotated[..., first_column : first_column + factor // 2]
+        buckets += weight * torch.cat([part, -part], dim=-1).argmax(dim=-1)
+        first_column += factor // 2
+        weight *= factor
+    return buckets.transpose(-1, -2)
