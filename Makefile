@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
 	  done; \
 	  [ -n "$$python" ] || { \
-	    echo "error: Python 3.11 or newer is needed, python3 is $$(python3 --version 2>&1 || echo missing)." \
+	    echo "error: Python 3.11 or newer is needed, but python3 is $$(python3 --version 2>/dev/null || echo not installed)." \
 	      "Install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 	  "$$python" -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo "error: $$python has no venv module. On Debian or Ubuntu: apt-get install" \
