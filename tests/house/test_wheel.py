@@ -46,7 +46,7 @@ def test_plain_install_is_the_client_without_torch(wheel: Path, tmp_path: Path) 
     run(python, "-c", "import importlib.util as u; assert not u.find_spec('torch') and not u.find_spec('numpy')")
     assert "documents" in run(tmp_path / "venv/bin/reformer", "--help", cwd=tmp_path).stdout
     serve = run(tmp_path / "venv/bin/reformer", "serve", cwd=tmp_path, returncode=1)
-    assert "pip install 'reformer-serve[server]'" in serve.stderr
+    assert "reformer-serve[server]" in serve.stderr
 
 
 def pip(python: str | Path, *arguments: str | Path) -> None:
