@@ -1,1 +1,116 @@
-"""The client SDK: grpcio and protobuf only, never torch."""
+"""The client SDK of reformer-serve: `Client` for threads, `AsyncClient` for asyncio. Never imports torch."""
+
+from reformer_client.async_client import AsyncClient
+from reformer_client.client import (
+    Client,
+    Document,
+    DocumentList,
+    Documents,
+    DocumentScoreStream,
+    GenerationStream,
+    ScoreStream,
+)
+from reformer_client.connection import TLS, Keepalive
+from reformer_client.document import AsyncDocument
+from reformer_client.documents import AsyncDocumentList, AsyncDocuments
+from reformer_client.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    CancelledError,
+    DataLossError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    FieldViolation,
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+    OutOfRangeError,
+    PermissionDeniedError,
+    PreconditionViolation,
+    ReformerError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnimplementedError,
+    UnknownError,
+)
+from reformer_client.messages import Sampling
+from reformer_client.progress import OnProgress
+from reformer_client.results import (
+    ContentType,
+    ContinuationScore,
+    DocumentInfo,
+    FinishReason,
+    Generation,
+    GenerationFinished,
+    GenerationStarted,
+    Load,
+    ModelInfo,
+    Progress,
+    Timings,
+    Token,
+    TopToken,
+    Usage,
+)
+from reformer_client.retry import RetryPolicy
+from reformer_client.scores import ScoreBlock, Scores
+from reformer_client.sources import Source
+from reformer_client.streams import AsyncDocumentScoreStream, AsyncGenerationStream, AsyncScoreStream
+
+__all__ = [
+    "TLS",
+    "AbortedError",
+    "AlreadyExistsError",
+    "AsyncClient",
+    "AsyncDocument",
+    "AsyncDocumentList",
+    "AsyncDocumentScoreStream",
+    "AsyncDocuments",
+    "AsyncGenerationStream",
+    "AsyncScoreStream",
+    "CancelledError",
+    "Client",
+    "ContentType",
+    "ContinuationScore",
+    "DataLossError",
+    "DeadlineExceededError",
+    "Document",
+    "DocumentInfo",
+    "DocumentList",
+    "DocumentScoreStream",
+    "Documents",
+    "FailedPreconditionError",
+    "FieldViolation",
+    "FinishReason",
+    "Generation",
+    "GenerationFinished",
+    "GenerationStarted",
+    "GenerationStream",
+    "InternalError",
+    "InvalidArgumentError",
+    "Keepalive",
+    "Load",
+    "ModelInfo",
+    "NotFoundError",
+    "OnProgress",
+    "OutOfRangeError",
+    "PermissionDeniedError",
+    "PreconditionViolation",
+    "Progress",
+    "ReformerError",
+    "ResourceExhaustedError",
+    "RetryPolicy",
+    "Sampling",
+    "ScoreBlock",
+    "ScoreStream",
+    "Scores",
+    "Source",
+    "Timings",
+    "Token",
+    "TopToken",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnimplementedError",
+    "UnknownError",
+    "Usage",
+]

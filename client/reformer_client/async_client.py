@@ -1,0 +1,128 @@
+"""AsyncClient: a server's whole interface for asyncio."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, closing
+from typing import Self, Unpack
+
+from reformer.v1 import inference_pb2, model_pb2
+from reformer_client import messages
+from reformer_client.calls import Caller
+from reformer_client.connection import TLS, ChannelOptions, Connection, Keepalive, Token
+from reformer_client.documents import AsyncDocuments
+from reformer_client.errors import UnavailableError
+from reformer_client.messages import Sampling
+from reformer_client.progress import OnProgress
+from reformer_client.results import Load, ModelInfo
+from reformer_client.retry import RetryPolicy
+from reformer_client.scores import Scores
+from reformer_client.sources import Source, SourceNotSeekableError, open_content
+from reformer_client.streams import AsyncGenerationStream, AsyncScoreStream
+from reformer_client.upload import chunks
+
+
+class AsyncClient:
+    """A client of one server; safe to share between tasks of one event loop.
+
+    Args:
+        server: a gRPC target, such as "localhost:50051" or "dns:///reformer.example:443".
+        timeout: seconds that each call may take, streams as a whole; `timeout=` of a call comes before it. Default:
+            30 s for calls with one short answer, none for uploads and streams. `math.inf`: none.
+        tls: encrypts the connection, `TLS()` with gRPC's own list of authorities. Default: no encryption.
+        token: a bearer token, or a (possibly async) function that returns the current one. Only with `tls`, or to
+            this machine.
+        retry: when and how often failed calls are tried again.
+        keepalive: how dead connections are noticed.
+        channel_options: further options of the gRPC channel.
+
+    Every method raises ReformerError (see `reformer_client.errors`) for what goes wrong in a call.
+    """
+
+    def __init__(
+        self,
+        server: str = "localhost:50051",
+        *,
+        timeout: float | None = None,
+        tls: TLS | None = None,
+        token: Token | None = None,
+        retry: RetryPolicy | None = None,
+        keepalive: Keepalive | None = None,
+        channel_options: ChannelOptions = (),
+    ) -> None:
+        connection = Connection(server, tls, token, keepalive or Keepalive(), tuple(channel_options))
+        self._caller = Caller(connection, retry or RetryPolicy(), timeout)
+        self.documents = AsyncDocuments(self._caller)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Cancels what is running and closes the connection."""
+        await self._caller.services.close()
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        on_progress: OnProgress | None = None,
+        timeout: float | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> AsyncGenerationStream:
+        """Continues a prompt (text or token ids) without a document; see `document.generate`."""
+        request = messages.generate_message(None, prompt, sampling)
+        events = self._caller.stream(self._caller.services.inference.Generate, request, timeout=timeout)
+        return AsyncGenerationStream(events, on_progress)
+
+    async def score(
+        self, source: Source, *, on_progress: OnProgress | None = None, timeout: float | None = None
+    ) -> Scores:
+        """Scores a text (any source that `documents.create` takes); the server retains nothing of it."""
+        return await self.stream_scores(source, on_progress=on_progress, timeout=timeout).collect()
+
+    def stream_scores(
+        self, source: Source, *, on_progress: OnProgress | None = None, timeout: float | None = None
+    ) -> AsyncScoreStream:
+        """As `score`, block by block, while they arrive."""
+        return AsyncScoreStream(self._score(source, timeout), on_progress)
+
+    async def model(self, *, timeout: float | None = None) -> ModelInfo:
+        """The model and its limits."""
+        method = self._caller.services.model.GetModel
+        return messages.model_info(await self._caller.unary(method, model_pb2.GetModelRequest(), timeout=timeout))
+
+    async def load(self, *, timeout: float | None = None) -> Load:
+        """How busy the server is."""
+        method = self._caller.services.model.GetLoad
+        return messages.load(await self._caller.unary(method, model_pb2.GetLoadRequest(), timeout=timeout))
+
+    async def tokenize(self, text: str, *, timeout: float | None = None) -> list[int]:
+        """The token ids of a text of at most 512 KiB."""
+        method = self._caller.services.model.Tokenize
+        response = await self._caller.unary(method, model_pb2.TokenizeRequest(text=text), timeout=timeout)
+        return list(response.ids)
+
+    async def detokenize(self, ids: Sequence[int], *, timeout: float | None = None) -> str:
+        """The text of at most 131,072 token ids; bytes that are no UTF-8 become U+FFFD."""
+        method = self._caller.services.model.Detokenize
+        request = model_pb2.DetokenizeRequest(token_ids=messages.token_ids_message(ids))
+        return (await self._caller.unary(method, request, timeout=timeout)).text
+
+    async def _score(self, source: Source, timeout: float | None) -> AsyncGenerator[inference_pb2.ScoreResponse]:
+        """The responses of a Score call; opens the source, and closes it at the end."""
+        with closing(open_content(source)) as content:
+            header = inference_pb2.ScoreHeader(content_type=content.content_type, total_bytes=content.total_bytes)
+
+            async def requests() -> AsyncGenerator[inference_pb2.ScoreRequest]:
+                yield inference_pb2.ScoreRequest(header=header)
+                async for chunk in chunks(content):
+                    yield inference_pb2.ScoreRequest(chunk=chunk)
+
+            method = self._caller.services.inference.Score
+            try:
+                async with aclosing(self._caller.exchange(method, requests, timeout=timeout)) as responses:
+                    async for response in responses:
+                        yield response
+            except SourceNotSeekableError as error:
+                raise UnavailableError(f"the connection broke, and the call can't be made again: {error}") from error

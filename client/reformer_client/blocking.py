@@ -1,0 +1,159 @@
+"""Makes blocking objects of async ones: an event loop on a thread, and wrappers that keep the methods' signatures."""
+
+import asyncio
+import concurrent.futures
+import functools
+import threading
+import weakref
+from collections.abc import Awaitable, Callable
+from queue import SimpleQueue
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, overload
+
+from reformer_client.errors import CancelledError
+from reformer_client.streams import AsyncStream
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Async = TypeVar("Async")
+AnyAsyncStream = TypeVar("AnyAsyncStream", bound=AsyncStream[Any, Any])
+Item = TypeVar("Item")
+
+Inbox = SimpleQueue[Callable[[], object] | None]
+"""Callbacks for the thread that waits; None: look at the result."""
+
+
+class Portal:
+    """An event loop on a thread of its own, on which other threads have coroutines run.
+
+    It ends with `close()`, with the last reference to it, or with the interpreter; `at_end` is awaited then.
+    """
+
+    def __init__(self, at_end: Callable[[], Awaitable[None]]) -> None:
+        started: concurrent.futures.Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = (
+            concurrent.futures.Future()
+        )
+        # The thread must not refer to the portal, which would then never be collected.
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(_serve(started, at_end)), name="reformer-client", daemon=True
+        )
+        self._thread.start()
+        self._loop, stop = started.result()
+        self.close = weakref.finalize(self, _stop, self._thread, self._loop, stop)
+
+    def run(self, start: Callable[[], Awaitable[R]], inbox: Inbox) -> R:
+        """Waits for what `start` returns; meanwhile calls, on the waiting thread, what is put into the inbox."""
+        if not self.close.alive:
+            raise RuntimeError("the client is closed")
+        future = asyncio.run_coroutine_threadsafe(_result(start), self._loop)
+        future.add_done_callback(lambda _: inbox.put(None))
+        try:
+            while (callback := inbox.get()) is not None:
+                callback()
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise CancelledError("the client was closed while the call was running") from None
+        finally:
+            future.cancel()  # a callback failed, or Ctrl-C; else it is over
+
+
+async def _result(start: Callable[[], Awaitable[R]]) -> R:
+    return await start()
+
+
+async def _serve(
+    started: "concurrent.futures.Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]",
+    at_end: Callable[[], Awaitable[None]],
+) -> None:
+    stop = asyncio.Event()
+    started.set_result((asyncio.get_running_loop(), stop))
+    await stop.wait()
+    await at_end()
+
+
+def _stop(thread: threading.Thread, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    loop.call_soon_threadsafe(stop.set)
+    if threading.current_thread() is not thread:  # else the garbage collector happened to run there
+        thread.join()
+
+
+class Facade(Generic[Async]):
+    """A blocking view of an async object: its methods are made by `blocking` and `streaming`."""
+
+    def __init__(self, portal: Portal, wrapped: Async, inbox: Inbox | None = None) -> None:
+        self._portal = portal
+        self._wrapped = wrapped
+        self._inbox = inbox  # of a stream, whose callbacks come while its items are waited for
+
+
+AnyFacade = TypeVar("AnyFacade", bound=Facade[Any])
+
+
+@overload
+def blocking(method: Callable[Concatenate[Any, P], Awaitable[R]]) -> Callable[Concatenate[Any, P], R]: ...
+@overload
+def blocking(
+    method: Callable[Concatenate[Any, P], Awaitable[Async]], facade: Callable[[Portal, Async], AnyFacade]
+) -> Callable[Concatenate[Any, P], AnyFacade]: ...
+def blocking(
+    method: Callable[Concatenate[Any, P], Awaitable[Any]], facade: Callable[[Portal, Any], Any] | None = None
+) -> Callable[Concatenate[Any, P], Any]:
+    """The method as one that waits; its result, if it is an async object, behind its facade."""
+
+    @functools.wraps(method)
+    def wrapper(self: Facade[Any], /, *args: Any, **kwargs: Any) -> Any:
+        inbox: Inbox = self._inbox or SimpleQueue()
+        start = functools.partial(method, self._wrapped, *args, **_with_callback(kwargs, inbox))
+        result = self._portal.run(start, inbox)
+        return result if facade is None else facade(self._portal, result)
+
+    return wrapper
+
+
+def streaming(
+    method: Callable[Concatenate[Any, P], AnyAsyncStream],
+    facade: Callable[[Portal, AnyAsyncStream, Inbox], AnyFacade],
+) -> Callable[Concatenate[Any, P], AnyFacade]:
+    """The method as one that returns a blocking stream."""
+
+    @functools.wraps(method)
+    def wrapper(self: Facade[Any], /, *args: Any, **kwargs: Any) -> AnyFacade:
+        inbox: Inbox = SimpleQueue()
+        return facade(self._portal, method(self._wrapped, *args, **_with_callback(kwargs, inbox)), inbox)
+
+    return wrapper
+
+
+def _with_callback(kwargs: dict[str, Any], inbox: Inbox) -> dict[str, Any]:
+    """The arguments with an `on_progress` that runs on the user's thread, where it may block, or call the client."""
+    if (on_progress := kwargs.get("on_progress")) is None:
+        return kwargs
+    return {**kwargs, "on_progress": lambda progress: inbox.put(functools.partial(on_progress, progress))}
+
+
+async def _next_or_none(stream: AsyncStream[Any, Any]) -> Any:
+    return await anext(stream, None)
+
+
+class Stream(Facade[AnyAsyncStream], Generic[AnyAsyncStream, Item]):
+    """A blocking stream: an iterator and a context manager; leaving it early cancels its call."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Item:
+        item = self._next()
+        if item is None:
+            raise StopIteration
+        return self._present(item)
+
+    def _present(self, item: Any) -> Item:
+        return cast(Item, item)
+
+    close = blocking(AsyncStream.aclose)
+    _next = blocking(_next_or_none)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

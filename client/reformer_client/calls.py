@@ -1,0 +1,180 @@
+"""Makes the calls: metadata, deadline, retries and typed errors, the same for every method."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+
+import grpc.aio
+
+from reformer_client.connection import Connection
+from reformer_client.errors import CancelledError, ReformerError, from_rpc_error
+from reformer_client.retry import Attempts, RetryPolicy
+from reformer_client.services import Services
+
+if TYPE_CHECKING:
+    from grpc.aio import StreamStreamCall, StreamStreamMultiCallable, UnaryStreamMultiCallable, UnaryUnaryMultiCallable
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+UNARY_TIMEOUT_SECONDS = 30.0
+"""Deadline of calls with one short answer, if neither the call nor the client has one."""
+
+
+class CallOptions(TypedDict):
+    """What gRPC is told with each attempt."""
+
+    timeout: float | None
+    metadata: grpc.aio.Metadata
+
+
+class Call:
+    """One call as its user sees it, over all its attempts."""
+
+    def __init__(self, connection: Connection, attempts: Attempts, document_id: str | None) -> None:
+        self.attempts = attempts
+        self.request_id = str(uuid.uuid4())
+        self._connection = connection
+        self._document_id = document_id
+
+    async def options(self) -> CallOptions:
+        """Deadline and metadata for the next attempt."""
+        metadata = [("x-request-id", self.request_id), *await self._connection.authorization()]
+        if self._document_id is not None:
+            metadata.append(("x-document-id", self._document_id))
+        return {"timeout": self.attempts.remaining_seconds, "metadata": grpc.aio.Metadata(*metadata)}
+
+    def error(self, error: grpc.aio.AioRpcError) -> ReformerError:
+        """The typed error of a failed attempt."""
+        return from_rpc_error(error, self.request_id)
+
+    def cancelled(self, error: asyncio.CancelledError) -> BaseException:
+        """The same error if the user's task was cancelled; another if it was the call, by closing its client."""
+        task = asyncio.current_task()
+        if task is not None and task.cancelling() > 0:
+            return error
+        return CancelledError("the client was closed while the call was running", request_id=self.request_id)
+
+
+class Caller:
+    """Makes calls over one connection."""
+
+    def __init__(self, connection: Connection, retry: RetryPolicy, timeout_seconds: float | None) -> None:
+        self.services = Services(connection)
+        self._connection = connection
+        self._retry = retry
+        self._timeout_seconds = timeout_seconds
+
+    def begin(
+        self, timeout: float | None, document_id: str | None = None, default_timeout: float | None = None
+    ) -> Call:
+        """A new call; of several deadlines the call's own counts, then the client's, then the method's."""
+        seconds = next((each for each in (timeout, self._timeout_seconds, default_timeout) if each is not None), None)
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"timeout is in seconds and must be above 0, but is {seconds}")
+        return Call(self._connection, Attempts(self._retry, None if seconds == math.inf else seconds), document_id)
+
+    async def unary(
+        self,
+        method: UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        *,
+        timeout: float | None,
+        document_id: str | None = None,
+    ) -> Response:
+        """One request, one response. All such methods are idempotent, and are tried again."""
+        call = self.begin(timeout, document_id, UNARY_TIMEOUT_SECONDS)
+        while True:
+            try:
+                return await method(request, **await call.options())
+            except grpc.aio.AioRpcError as error:
+                await call.attempts.wait(call.error(error))
+            except asyncio.CancelledError as error:
+                raise call.cancelled(error) from None
+
+    def stream(
+        self,
+        method: UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        *,
+        timeout: float | None,
+        document_id: str | None = None,
+    ) -> AsyncGenerator[Response]:
+        """One request, many responses. Leaving the generator early cancels the call."""
+        return _responses(self.begin(timeout, document_id), lambda options: _receive(method(request, **options)))
+
+    def exchange(
+        self,
+        method: StreamStreamMultiCallable[Request, Response],
+        requests: Callable[[], AsyncGenerator[Request]],
+        *,
+        timeout: float | None,
+    ) -> AsyncGenerator[Response]:
+        """Many requests, many responses. `requests` is called once an attempt and starts from the beginning."""
+        return _responses(self.begin(timeout), lambda options: exchange(method(**options), requests()))
+
+
+async def _responses(
+    call: Call, attempt: Callable[[CallOptions], AsyncGenerator[Response]]
+) -> AsyncGenerator[Response]:
+    """The responses of the first attempt that has any."""
+    received = False
+    while True:
+        try:
+            async with aclosing(attempt(await call.options())) as responses:
+                async for response in responses:
+                    received = True
+                    yield response
+            return
+        except grpc.aio.AioRpcError as error:
+            if received:
+                raise call.error(error) from error
+            await call.attempts.wait(call.error(error))
+        except asyncio.CancelledError as error:
+            raise call.cancelled(error) from None
+
+
+async def _receive(call: grpc.aio.UnaryStreamCall[Any, Response]) -> AsyncGenerator[Response]:
+    try:
+        async for response in call:
+            yield response
+    finally:
+        call.cancel()  # nothing happens if it is over
+
+
+async def exchange(
+    call: StreamStreamCall[Request, Response], requests: AsyncGenerator[Request]
+) -> AsyncGenerator[Response]:
+    """The responses of `call`, while `requests` are sent; if making them fails, the call ends with that error."""
+    sender = asyncio.create_task(_send(call, requests))
+    try:
+        while (response := await call.read()) is not grpc.aio.EOF:
+            yield response  # type: ignore[misc]  # EOF's class is not told from a response's
+    except asyncio.CancelledError:
+        if sender.done() and not sender.cancelled() and (failure := sender.exception()):
+            raise failure from None
+        raise
+    finally:
+        call.cancel()
+        sender.cancel()
+        await asyncio.gather(sender, return_exceptions=True)
+
+
+async def _send(call: StreamStreamCall[Request, Response], requests: AsyncGenerator[Request]) -> None:
+    try:
+        async with aclosing(requests):
+            async for request in requests:
+                try:
+                    await call.write(request)
+                except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                    return  # the call is over, and whoever reads its responses learns why
+        if not call.done():
+            await call.done_writing()
+    except Exception:
+        call.cancel()
+        raise

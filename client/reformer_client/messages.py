@@ -1,0 +1,186 @@
+"""Translates the messages of the contract into values and back; the only place where their fields are read."""
+
+from collections.abc import Sequence
+from datetime import UTC
+from typing import TypedDict
+
+from google.protobuf.duration_pb2 import Duration
+
+from reformer.v1 import document_pb2, inference_pb2, model_pb2
+from reformer_client.results import (
+    ContentType,
+    ContinuationScore,
+    DocumentInfo,
+    FinishReason,
+    GenerationFinished,
+    GenerationStarted,
+    Load,
+    ModelInfo,
+    Progress,
+    Timings,
+    Token,
+    TopToken,
+    Usage,
+)
+from reformer_client.scores import ScoreBlock, float32_view, uint32_view
+
+
+class Sampling(TypedDict, total=False):
+    """How tokens are chosen. The filters apply in this order; what is left out has the server's default."""
+
+    temperature: float
+    """0 and more; 0 takes the most likely token. Default: 1."""
+    repetition_penalty: float
+    """Above 0; divides positive logits of tokens seen in prompt or continuation. Default: 1 (off)."""
+    top_k: int
+    """Keep the k most likely tokens; 0: all. Default: 0."""
+    top_p: float
+    """Keep the most likely tokens whose probabilities reach this. Above 0, at most 1. Default: 1 (off)."""
+    min_p: float
+    """Drop tokens less likely than this times the most likely one. 0 to 1. Default: 0 (off)."""
+    seed: int
+    """The same seed gives the same tokens. Default: drawn by the server."""
+    max_tokens: int
+    """1 and more. Default: 256."""
+    stop: str | Sequence[str]
+    """Text (or up to 16 texts) before which the generation ends."""
+    stop_ids: Sequence[int]
+    """Ids at which the generation ends, besides the end-of-sequence token."""
+    top_logprobs: int
+    """Report this many of the most likely tokens with each one. 0 to 20. Default: 0."""
+
+
+def sampling_message(sampling: Sampling) -> inference_pb2.SamplingParams:
+    """Raises TypeError for unknown or wrongly typed parameters; the server judges their values."""
+    if unknown := sampling.keys() - Sampling.__annotations__.keys():
+        known = ", ".join(Sampling.__annotations__)
+        raise TypeError(f"there is no sampling parameter {', '.join(sorted(unknown))}; there are {known}")
+    stop = sampling.get("stop", ())
+    return inference_pb2.SamplingParams(**(sampling | {"stop": [stop] if isinstance(stop, str) else stop}))
+
+
+def generate_message(
+    document_id: str | None, prompt: str | Sequence[int] | None, sampling: Sampling
+) -> inference_pb2.GenerateRequest:
+    """A str is text, a sequence of ints is token ids."""
+    request = inference_pb2.GenerateRequest(document_id=document_id, sampling=sampling_message(sampling))
+    if isinstance(prompt, str):
+        request.text = prompt
+    elif prompt is not None:
+        request.token_ids.CopyFrom(token_ids_message(prompt))
+    return request
+
+
+def continuation_message(continuation: str | Sequence[int]) -> inference_pb2.Continuation:
+    """A str is text, a sequence of ints is token ids."""
+    if isinstance(continuation, str):
+        return inference_pb2.Continuation(text=continuation)
+    return inference_pb2.Continuation(token_ids=token_ids_message(continuation))
+
+
+def token_ids_message(ids: Sequence[int]) -> inference_pb2.TokenIds:
+    """Raises TypeError for anything else than ints, bytes among them, which would pass as ints."""
+    if isinstance(ids, bytes | bytearray | memoryview):
+        raise TypeError(f"pass a str (text) or a sequence of token ids, not {type(ids).__name__}")
+    return inference_pb2.TokenIds(ids=ids)
+
+
+def duration_message(seconds: float | None) -> Duration | None:
+    """None stays unset."""
+    if seconds is None:
+        return None
+    whole = int(seconds // 1)
+    return Duration(seconds=whole, nanos=int((seconds - whole) * 1e9))
+
+
+def seconds(duration: Duration) -> float:
+    """Not by `Duration.ToTimedelta`, which would cut it to microseconds."""
+    return duration.seconds + duration.nanos / 1e9
+
+
+def progress(message: document_pb2.Progress) -> Progress:
+    """One report."""
+    return Progress(message.processed_tokens, message.total_tokens, seconds(message.elapsed))
+
+
+def usage(message: inference_pb2.Usage) -> Usage:
+    """Counts of tokens."""
+    return Usage(message.cached_tokens, message.prompt_tokens, message.output_tokens)
+
+
+def timings(message: inference_pb2.Timings) -> Timings:
+    """Times, in seconds."""
+    return Timings(
+        queued_seconds=seconds(message.queued),
+        prefill_seconds=seconds(message.prefill),
+        decode_seconds=seconds(message.decode),
+        first_token_seconds=seconds(message.time_to_first_token) if message.HasField("time_to_first_token") else None,
+    )
+
+
+def started(message: inference_pb2.GenerateStarted) -> GenerationStarted:
+    """The first event of a generation."""
+    return GenerationStarted(usage(message.usage), message.seed)
+
+
+def finished(message: inference_pb2.GenerateFinished) -> GenerationFinished:
+    """The last event of a generation."""
+    reasons = {
+        inference_pb2.FINISH_REASON_STOP: FinishReason.STOP,
+        inference_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+        inference_pb2.FINISH_REASON_POSITIONS_EXHAUSTED: FinishReason.POSITIONS_EXHAUSTED,
+    }
+    reason = reasons.get(message.reason, FinishReason.OTHER)
+    return GenerationFinished(reason, usage(message.usage), timings(message.timings))
+
+
+def tokens(chunk: inference_pb2.TokenChunk) -> list[Token]:
+    """The tokens of one chunk; its text goes with the last of them."""
+    last = len(chunk.ids) - 1
+    return [
+        Token(
+            id=id,
+            text=chunk.text if i == last else "",
+            logprob=chunk.logprobs[i],
+            top=tuple(TopToken(t.id, t.logprob) for t in chunk.top[i].tokens) if chunk.top else (),
+        )
+        for i, id in enumerate(chunk.ids)
+    ]
+
+
+def score_block(message: document_pb2.TokenScores) -> ScoreBlock:
+    """One message of scores, uncopied."""
+    return ScoreBlock(message.start_token, float32_view(message.logprobs), uint32_view(message.token_ids))
+
+
+def continuation_score(message: inference_pb2.ContinuationScore) -> ContinuationScore:
+    """One continuation's score, uncopied."""
+    logprobs, token_ids = float32_view(message.logprobs), uint32_view(message.token_ids)
+    return ContinuationScore(message.index, message.total_logprob, logprobs, token_ids)
+
+
+def document_info(message: document_pb2.Document) -> DocumentInfo:
+    """A document as the server describes it."""
+    is_ids = message.content_type == document_pb2.CONTENT_TYPE_TOKEN_IDS
+    return DocumentInfo(
+        id=message.document_id,
+        content_type=ContentType.TOKEN_IDS if is_ids else ContentType.TEXT,
+        tokens=message.tokens,
+        content_bytes=message.content_bytes,
+        sha256=message.sha256,
+        memory_bytes=message.memory_bytes,
+        create_time=message.create_time.ToDatetime(UTC),
+        expire_time=message.expire_time.ToDatetime(UTC),
+        has_scores=message.has_scores,
+        cached=message.cached,
+    )
+
+
+def model_info(message: model_pb2.GetModelResponse) -> ModelInfo:
+    """The names of the fields are the contract's."""
+    return ModelInfo(**{field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields})
+
+
+def load(message: model_pb2.GetLoadResponse) -> Load:
+    """The names of the fields are the contract's."""
+    return Load(**{field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields})

@@ -1,0 +1,46 @@
+"""The stubs of the three services over one channel."""
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import grpc.aio
+
+from reformer.v1 import document_pb2_grpc, inference_pb2_grpc, model_pb2_grpc
+from reformer_client.connection import Connection
+
+if TYPE_CHECKING:
+    from reformer.v1.document_pb2_grpc import DocumentServiceAsyncStub
+    from reformer.v1.inference_pb2_grpc import InferenceServiceAsyncStub
+    from reformer.v1.model_pb2_grpc import ModelServiceAsyncStub
+
+
+class Services:
+    """Opens the channel when it is first used: on the event loop that uses it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._closed = False
+
+    @cached_property
+    def documents(self) -> "DocumentServiceAsyncStub":
+        return document_pb2_grpc.DocumentServiceStub(self._channel)
+
+    @cached_property
+    def inference(self) -> "InferenceServiceAsyncStub":
+        return inference_pb2_grpc.InferenceServiceStub(self._channel)
+
+    @cached_property
+    def model(self) -> "ModelServiceAsyncStub":
+        return model_pb2_grpc.ModelServiceStub(self._channel)
+
+    async def close(self) -> None:
+        """Cancels what is running, and lets nothing start any more."""
+        self._closed = True
+        if "_channel" in vars(self):
+            await self._channel.close()
+
+    @cached_property
+    def _channel(self) -> grpc.aio.Channel:
+        if self._closed:
+            raise RuntimeError("the client is closed")
+        return self._connection.open()
