@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from reformer_client.cli.output import ProgressBar, print_facts, print_json
-from reformer_client.cli.settings import Settings, json_option, pass_settings
+from reformer_client.cli.settings import Settings, file_argument, json_option, opened, pass_settings
 from reformer_client.results import DocumentInfo
 
 _lease_option = click.option(
@@ -20,7 +20,7 @@ def documents() -> None:
 
 
 @documents.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+@file_argument
 @click.option("--id", "document_id", metavar="ID", help="1 to 128 of A-Z a-z 0-9 . _ ~ -  [default: a new UUID]")
 @_lease_option
 @click.option("--keep-scores", is_flag=True, help="Keep the log-probability of each token.")
@@ -39,10 +39,9 @@ def create(
 
     FILE is UTF-8 text, `-` is standard input.
     """
-    source = click.get_binary_stream("stdin") if str(file) == "-" else file
     with settings.client() as client, ProgressBar("reading") as bar:
         document = client.documents.create(
-            source, document_id=document_id, lease_seconds=lease_seconds, keep_scores=keep_scores, on_progress=bar
+            opened(file), document_id=document_id, lease_seconds=lease_seconds, keep_scores=keep_scores, on_progress=bar
         )
     _print(document.info, as_json)
 

@@ -1,6 +1,7 @@
 """`reformer generate`: streams a continuation to stdout."""
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,10 +45,17 @@ def generate(
     if prompt is None and document_id is None and file is None:
         raise click.UsageError("there is nothing to continue: give a PROMPT, `-`, --document or --file")
     if prompt == "-":
-        prompt = click.get_text_stream("stdin", encoding="utf-8").read()
+        prompt = _prompt_from_stdin()
     sampling = cast(Sampling, {name: value for name, value in options.items() if value not in (None, ())})
     with settings.client() as client, ProgressBar("reading") as bar, contextlib.ExitStack() as stack:
         _print(_stream(client, stack, bar, prompt, document_id, file, sampling), bar, as_json)
+
+
+def _prompt_from_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise click.ClickException(f"standard input isn't UTF-8 text: {error}") from None
 
 
 def _stream(

@@ -5,11 +5,11 @@ from pathlib import Path
 import click
 
 from reformer_client.cli.output import ProgressBar, print_facts, print_json
-from reformer_client.cli.settings import Settings, json_option, pass_settings
+from reformer_client.cli.settings import Settings, file_argument, json_option, opened, pass_settings
 
 
 @click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+@file_argument
 @json_option
 @pass_settings
 def score(settings: Settings, /, file: Path, as_json: bool) -> None:
@@ -17,9 +17,8 @@ def score(settings: Settings, /, file: Path, as_json: bool) -> None:
 
     FILE is UTF-8 text, `-` is standard input. The server retains nothing of it.
     """
-    source = click.get_binary_stream("stdin") if str(file) == "-" else file
     with settings.client() as client, ProgressBar("scoring") as bar:
-        scores = client.score(source, on_progress=bar)
+        scores = client.score(opened(file), on_progress=bar)
     if as_json:
         print_json(
             {

@@ -1,6 +1,9 @@
 """What the commands share: the server to talk to."""
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
 import click
 
@@ -26,4 +29,10 @@ class Settings:
 
 
 pass_settings = click.make_pass_decorator(Settings)
+file_argument = click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs; one line an item.")
+
+
+def opened(file: Path) -> Path | BinaryIO:
+    """What `file_argument` names: `-` is standard input."""
+    return sys.stdin.buffer if str(file) == "-" else file
