@@ -1,0 +1,99 @@
+"""What every call passes through: a chain of async context managers around its handler, applied by one interceptor."""
+
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+REQUEST_ID_METADATA = "x-request-id"
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+OWN_METHODS = "/reformer."
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call, for whoever stands around it."""
+
+    method: str  # "DocumentService/CreateDocument"
+    context: Context
+    request_id: str
+    arrived: float = field(default_factory=time.monotonic)
+
+    @property
+    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+        """What every call ends with."""
+        return ((REQUEST_ID_METADATA, self.request_id),)
+
+
+Around = Callable[[Call], AbstractAsyncContextManager[None]]
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Puts `chain` around every call of the reformer's own services, the first of it outermost.
+
+    Handlers of streams are async generators; they are closed here as soon as the call ends, however it ends, so that a
+    cancelled call lets go of its work at once and not when the garbage collector finds it.
+    """
+
+    def __init__(self, chain: Sequence[Around]) -> None:
+        self._chain = chain
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler = await continuation(handler_call_details)
+        full_method = handler_call_details.method
+        if handler is None or not full_method.startswith(OWN_METHODS):
+            return handler
+        method = full_method.rpartition(".")[2]
+        if handler.response_streaming:
+            return self._around_stream(method, handler)
+        assert handler.unary_unary is not None, f"{full_method}: no RPC of this contract is client-streaming only"
+        return self._around_unary(method, handler)
+
+    def _around_unary(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        behave: Any = handler.unary_unary
+
+        async def unary(request: Any, context: Context) -> Any:
+            async with AsyncExitStack() as stack:
+                await self._enter(stack, method, context)
+                return await behave(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
+
+    def _around_stream(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        behave: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
+
+        async def stream(request: Any, context: Context) -> None:
+            async with AsyncExitStack() as stack:
+                await self._enter(stack, method, context)
+                responses: AsyncIterator[Any]
+                async with aclosing(behave(request, context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
+
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                stream, handler.request_deserializer, handler.response_serializer
+            )
+        return grpc.unary_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
+
+    async def _enter(self, stack: AsyncExitStack, method: str, context: Context) -> None:
+        call = Call(method, context, _request_id(context))
+        context.set_trailing_metadata(call.trailing_metadata)
+        for around in self._chain:
+            await stack.enter_async_context(around(call))
+
+
+def _request_id(context: Context) -> str:
+    sent = str(dict(context.invocation_metadata() or ()).get(REQUEST_ID_METADATA, ""))
+    return sent if REQUEST_ID.fullmatch(sent) else str(uuid.uuid4())

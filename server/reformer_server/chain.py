@@ -1,0 +1,86 @@
+"""The links of the chain around every call: counting, errors to statuses, admission."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+from grpc_status import rpc_status
+
+from reformer_server.calls import Around, Call
+from reformer_server.errors import DrainingError
+from reformer_server.metrics import Metrics
+from reformer_server.status import row_of, to_status
+
+ALWAYS_ADMITTED = "ModelService/GetLoad"  # it says that the server is draining
+
+logger = logging.getLogger(__name__)
+
+
+def counting(metrics: Metrics) -> Around:
+    """Counts calls by their status code, and times them."""
+
+    @asynccontextmanager
+    async def around(call: Call) -> AsyncIterator[None]:
+        code = grpc.StatusCode.OK
+        try:
+            yield
+        except grpc.aio.AbortError:
+            code = call.context.code()
+            raise
+        except (asyncio.CancelledError, grpc.aio.BaseError):  # the client went, or its deadline passed
+            late = call.context.time_remaining() == 0
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+            raise
+        finally:
+            seconds = time.monotonic() - call.arrived
+            metrics.requests.labels(call.method, code.name).inc()
+            metrics.request_duration.labels(call.method).observe(seconds)
+            logger.debug("%s %s %.3f s request_id=%s", call.method, code.name, seconds, call.request_id)
+
+    return around
+
+
+@asynccontextmanager
+async def errors_to_status(call: Call) -> AsyncIterator[None]:
+    """Ends the call with the status of its error; of a bug the client sees only the request id."""
+    try:
+        yield
+    except (asyncio.CancelledError, grpc.aio.BaseError):
+        raise
+    except Exception as error:
+        if row_of(error) is None:
+            logger.exception("bug in %s request_id=%s", call.method, call.request_id)
+        status = rpc_status.to_status(to_status(error, call.request_id))
+        await call.context.abort(status.code, status.details, (*call.trailing_metadata, *status.trailing_metadata))
+
+
+class Admission:
+    """Lets calls in until the server drains, and tells when the last one is out."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self._inside = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        """Raises DrainingError if the call comes too late."""
+        if self.draining and call.method != ALWAYS_ADMITTED:
+            raise DrainingError
+        self._inside += 1
+        self._empty.clear()
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            if self._inside == 0:
+                self._empty.set()
+
+    async def drain(self) -> None:
+        """Takes no call any more; returns when all have ended."""
+        self.draining = True
+        await self._empty.wait()

@@ -1,0 +1,103 @@
+"""`reformer serve`: settings from the command line, a few lines that say what is served, and an exit code."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from reformer_core.errors import CheckpointError
+from reformer_server.errors import EngineStoppedError
+from reformer_server.plan import plan
+from reformer_server.served_model import load_served_model
+from reformer_server.server import Server
+from reformer_server.settings import KEYS, Settings, SettingsError
+from reformer_server.units import format_size
+from reformer_server.version import VERSION
+
+__all__ = ["plan", "serve"]
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _settings_options(command: Command) -> Command:
+    """An option for each setting, parsed where the file's and the environment's values are: all mean the same."""
+    for field in reversed(fields(Settings)):
+        key = KEYS[field.name]
+        command = click.option(f"--{key}", field.name, metavar=field.metadata["metavar"], help=field.metadata["help"])(
+            command
+        )
+    return command
+
+
+@click.command()
+@_settings_options
+@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML file with settings.")
+@click.option("--json", "as_json", is_flag=True, help="Say where the server listens in one line of JSON.")
+def serve(config: Path | None, as_json: bool, **flags: str | None) -> None:
+    """Serve a Reformer over gRPC until SIGTERM or Ctrl-C.
+
+    Each option can also be set in the environment (REFORMER_MEMORY=12GiB) or in a TOML file (memory = "12GiB").
+    """
+    try:
+        settings = Settings.load(flags, os.environ, config)
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
+    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    try:
+        asyncio.run(_serve(settings, as_json=as_json))
+    except (CheckpointError, OSError, EngineStoppedError) as error:  # e.g. no such model, a port that is taken
+        raise click.ClickException(str(error)) from error
+
+
+async def _serve(settings: Settings, *, as_json: bool) -> None:
+    """Returns after a clean stop; raises whatever else ended the server."""
+    server = Server(settings, await asyncio.to_thread(load_served_model, settings))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, server.tell_to_stop)
+    try:
+        await server.start()
+        click.echo(_json_announcement(server) if as_json else _announcement(server))
+        await server.until_stopped()
+    finally:
+        await server.stop()
+
+
+def _json_announcement(server: Server) -> str:
+    load = server.engine.load
+    facts = {
+        "version": VERSION,
+        "model": server.model.name,
+        "host": server.settings.host,
+        "port": server.port,
+        "metrics_port": server.metrics_port,
+        "max_tokens": server.model.max_tokens,
+        "weights_bytes": load.weights_bytes,
+        "workspace_bytes": load.workspace_bytes,
+        "page_bytes": load.total_page_bytes,
+    }
+    return json.dumps(facts)
+
+
+def _announcement(server: Server) -> str:
+    model, load, host = server.model.model, server.engine.load, server.settings.host
+    dtype = str(model.dtype).removeprefix("torch.")
+    return "\n".join(
+        (
+            f"model    {server.model.name}: {model.num_parameters:,} parameters, {dtype} on {model.device}, "
+            f"up to {server.model.max_tokens:,} tokens",
+            f"memory   {format_size(load.weights_bytes)} weights, {format_size(load.workspace_bytes)} workspace, "
+            f"{format_size(load.total_page_bytes)} for documents and sessions",
+            f"metrics  http://{host}:{server.metrics_port}/metrics",
+            f"serving  {host}:{server.port}  (Ctrl-C stops)",
+        )
+    )

@@ -1,0 +1,178 @@
+"""The one thread that touches the engine: commands in, events out, one hand-over to the event loop a turn."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from reformer_server.errors import EngineStoppedError
+from reformer_server.events import EventStream
+from reformer_server.metrics import Metrics
+
+if TYPE_CHECKING:
+    from reformer_core import Engine, EngineLoad, Request
+
+    Command = Callable[[Engine], object]
+
+PARKED_POLL_SECONDS = 0.1  # how late the deadline of a request that waits for its reader is noticed
+
+logger = logging.getLogger(__name__)
+
+
+class EngineThread:
+    """Owns the engine; `build` makes it, on its thread.
+
+    Everything public is called on the event loop, except `hand_over` (engine's thread) and `wake` (any). If the engine
+    raises out of a turn, that is a bug or a lost device: whatever runs ends with EngineStoppedError, `ended` is set and
+    `error` holds why; the process is expected to exit.
+    """
+
+    def __init__(self, build: "Callable[[], Engine]", metrics: Metrics) -> None:
+        self._build = build
+        self.metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._inbox: deque[Command] = deque()
+        self._outbox: list[Callable[[], None]] = []
+        self._awake = threading.Event()
+        self._stopping = False
+        self._streams: set[EventStream] = set()
+        self._answers: set[asyncio.Future[None]] = set()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._load: EngineLoad | None = None
+        self.ended = asyncio.Event()
+        self.error: BaseException | None = None
+
+    @property
+    def load(self) -> "EngineLoad":
+        """How busy the engine was after its latest turn. Any thread may ask."""
+        assert self._load is not None, "start() was not awaited"
+        return self._load
+
+    # -- life
+
+    async def start(self) -> None:
+        """Builds the engine. Raises what building it raised."""
+        self._thread.start()
+        try:
+            await self.call(lambda engine: None)
+        except EngineStoppedError as stopped:
+            raise self.error or stopped from None
+
+    async def stop(self) -> None:
+        """Ends the thread after its current turn; what still runs ends with EngineStoppedError."""
+        self._stopping = True
+        self.wake()
+        if self._thread.is_alive():
+            await self.ended.wait()
+            self._thread.join()
+
+    # -- requests and commands
+
+    def request(self, submit: "Callable[[Engine, EventStream], Request]") -> EventStream:
+        """A request for `async with`; `submit` runs on the engine's thread, with the stream as the request's sink."""
+        return EventStream(self, submit)
+
+    async def open(self, stream: EventStream) -> None:
+        """Submits the stream's request; raises what the engine has against it."""
+        self._streams.add(stream)
+        await self.call(stream.submit)
+
+    def close(self, stream: EventStream, *, over: bool) -> None:
+        """Lets go of the stream, and cancels its request unless it is over."""
+        self._streams.discard(stream)
+        if not over:
+            self.post(partial(self._cancel, stream, time.monotonic()))
+
+    async def call(self, command: "Command") -> None:
+        """Runs `command` on the engine's thread; raises what it raised, or EngineStoppedError."""
+        if self.ended.is_set():
+            raise EngineStoppedError
+        answer: asyncio.Future[None] = self._loop.create_future()
+        self._answers.add(answer)
+        answer.add_done_callback(self._answers.discard)
+        self.post(partial(self._run_and_answer, command, answer))
+        await answer
+
+    def post(self, command: "Command") -> None:
+        """Runs `command` on the engine's thread, in the order of the calls. It must not raise."""
+        self._inbox.append(command)
+        self.wake()
+
+    def wake(self) -> None:
+        """There is something to do: a command, or room in a stream that was full."""
+        self._awake.set()
+
+    def hand_over(self, callback: Callable[[], None]) -> None:
+        """Runs `callback` on the event loop after this turn."""
+        self._outbox.append(callback)
+
+    # -- on the engine's thread
+
+    def _run(self) -> None:
+        try:
+            engine = self._build()
+            self._load = engine.load()
+            while not self._stopping:
+                self._turn(engine)
+        except BaseException as error:
+            logger.critical("the engine died", exc_info=error)
+            self.error = error
+        finally:
+            self._loop.call_soon_threadsafe(self._end)
+
+    def _turn(self, engine: "Engine") -> None:
+        # Cleared first: whatever is announced from here on ends the wait below.
+        self._awake.clear()
+        while self._inbox:
+            self._inbox.popleft()(engine)
+        worked = engine.step()
+        self._load = load = engine.load()
+        if self._outbox:
+            self._loop.call_soon_threadsafe(_run_all, self._outbox)
+            self._outbox = []
+        if not worked and not self._inbox:
+            self._awake.wait(PARKED_POLL_SECONDS if load.running or load.waiting else None)
+
+    def _run_and_answer(self, command: "Command", answer: asyncio.Future[None], engine: "Engine") -> None:
+        try:
+            command(engine)
+        except Exception as error:  # noqa: BLE001 -- the caller gets it
+            self.hand_over(partial(_settle, answer, error))
+        else:
+            self.hand_over(partial(_settle, answer, None))
+
+    def _cancel(self, stream: EventStream, asked: float, engine: "Engine") -> None:
+        request = stream.request
+        if request is None or request.phase == "done":
+            return
+        phase = request.phase
+        engine.cancel(request)
+        self.metrics.cancelled(phase, time.monotonic() - asked)
+
+    # -- back on the event loop
+
+    def _end(self) -> None:
+        _run_all(self._outbox)
+        for answer in list(self._answers):
+            _settle(answer, EngineStoppedError())
+        for stream in list(self._streams):
+            stream.fail(EngineStoppedError())
+        self.ended.set()
+
+
+def _run_all(callbacks: list[Callable[[], None]]) -> None:
+    for callback in callbacks:
+        callback()
+
+
+def _settle(answer: asyncio.Future[None], error: Exception | None) -> None:
+    if answer.done():  # its caller was cancelled
+        return
+    if error is None:
+        answer.set_result(None)
+    else:
+        answer.set_exception(error)

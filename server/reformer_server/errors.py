@@ -1,0 +1,108 @@
+"""Errors of the server, each with what its caller needs. `status.py` maps them, and the core's, to gRPC statuses.
+
+InvalidFieldError          a field of a request can't be used
+DocumentNotFoundError      no such document; `expired` if there was one
+DocumentNotReadyError      the document is still being uploaded or read
+NoScoresError              the document was created without keep_scores
+DocumentExistsError        another content has this id
+UploadAbortedError         another call took the upload over, or the document was deleted meanwhile
+UploadMemoryError          too much content is being uploaded at once
+DrainingError              the server finishes what it has and takes nothing new
+EngineStoppedError         the engine has stopped; the process is about to end
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from reformer_core.errors import InvalidTextError, InvalidTokensError
+
+
+class ServerError(Exception):
+    """Base of all errors that the server raises on purpose."""
+
+
+class InvalidFieldError(ServerError):
+    """`field` is the path of a request's field, `message` says what is wrong with it and what is allowed."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
+class DocumentNotFoundError(ServerError):
+    """There is no document with this id, or not any more."""
+
+    def __init__(self, document_id: str, *, expired: bool = False) -> None:
+        super().__init__(
+            f"the lease of document {document_id!r} has ended; upload it again"
+            if expired
+            else f"there is no document {document_id!r}"
+        )
+        self.document_id = document_id
+        self.expired = expired
+
+
+class DocumentNotReadyError(ServerError):
+    """The document can't be used yet; `state` is "uploading" or "prefilling"."""
+
+    def __init__(self, document_id: str, state: str) -> None:
+        super().__init__(f"document {document_id!r} is still {state}; wait until CreateDocument has returned it")
+        self.document_id = document_id
+        self.state = state
+
+
+class NoScoresError(ServerError):
+    """The document holds no scores."""
+
+    def __init__(self, document_id: str) -> None:
+        super().__init__(f"document {document_id!r} holds no scores; create it with keep_scores")
+        self.document_id = document_id
+
+
+class DocumentExistsError(ServerError):
+    """The id is taken by another content."""
+
+    def __init__(self, document_id: str) -> None:
+        super().__init__(f"document {document_id!r} exists with other content; delete it, or choose another id")
+        self.document_id = document_id
+
+
+class UploadAbortedError(ServerError):
+    """The call lost its upload; `reason` says to whom."""
+
+    def __init__(self, document_id: str, reason: str) -> None:
+        super().__init__(f"the upload of document {document_id!r} was ended: {reason}")
+        self.document_id = document_id
+
+
+class UploadMemoryError(ServerError):
+    """The content that is being uploaded fills the memory that is set aside for it."""
+
+    def __init__(self, needed_bytes: int, free_bytes: int) -> None:
+        super().__init__(f"the upload needs {needed_bytes:,} bytes, {free_bytes:,} are free for uploads")
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+
+
+class DrainingError(ServerError):
+    """The server is shutting down."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down; try another one, or again in a moment")
+
+
+class EngineStoppedError(ServerError):
+    """The engine's thread has ended, on purpose or by a bug."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine has stopped; the server will be restarted")
+
+
+@contextmanager
+def naming(field: str) -> Iterator[None]:
+    """Names the request's field in errors of the core about its tokens or its text."""
+    try:
+        yield
+    except (InvalidTokensError, InvalidTextError) as error:
+        raise InvalidFieldError(field, str(error)) from error

@@ -1,0 +1,132 @@
+"""The server's metrics, in a registry of their own, and the HTTP port that shows them.
+
+Base units; labels are few and bounded: never a document's id, never a tenant.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, PlatformCollector, ProcessCollector
+from prometheus_client import start_http_server as start_prometheus_server
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from reformer_core.events import Event, Finished, Started
+
+SHORT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+LONG_SECONDS = (
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.08,
+    0.16,
+    0.32,
+    0.64,
+    1.25,
+    2.5,
+    5.0,
+    10,
+    20,
+    40,
+    80,
+    160,
+    320,
+    640,
+    1280,
+    2560,
+)
+
+
+class Metrics:
+    """All series that are counted as things happen; what can be looked up is collected by `watch`."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+
+        def counter(name: str, help: str, *labels: str) -> Counter:
+            return Counter(f"reformer_{name}", help, labels, registry=registry)
+
+        def histogram(name: str, help: str, *labels: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"reformer_{name}", help, labels, registry=registry, buckets=buckets)
+
+        self.requests = counter("requests_total", "Calls that ended, by their status code.", "method", "code")
+        self.request_duration = histogram(
+            "request_duration_seconds", "From a call's arrival to its end.", "method", buckets=LONG_SECONDS
+        )
+        self.queue = histogram("queue_seconds", "Waiting for a place in the engine.", buckets=LONG_SECONDS)
+        self.prefill = histogram("prefill_seconds", "Reading a document or a prompt.", buckets=LONG_SECONDS)
+        self.time_to_first_token = histogram(
+            "time_to_first_token_seconds",
+            "From a Generate call's arrival to its first token; hit: it named a document.",
+            "cache",
+            buckets=LONG_SECONDS,
+        )
+        self.time_per_output_token = histogram(
+            "time_per_output_token_seconds", "Mean time of a generation's tokens but the first.", buckets=SHORT_SECONDS
+        )
+        self.prefill_tokens = counter("prefill_tokens_total", "Tokens that were read, or didn't have to be.", "source")
+        self.generated_tokens = counter("generated_tokens_total", "Tokens that were generated.")
+        self.scored_tokens = counter("scored_tokens_total", "Tokens that were scored.")
+        self.lookups = counter("document_cache_lookups_total", "Documents asked for by id or by content.", "result")
+        self.evictions = counter("document_cache_evictions_total", "Documents that were dropped.", "reason")
+        self._cancelled = counter(
+            "cancelled_total", "Requests that were cancelled, by the phase they were in.", "phase"
+        )
+        self._cancel_latency = histogram(
+            "cancel_latency_seconds",
+            "Until the engine has stopped working on a cancelled request.",
+            buckets=SHORT_SECONDS,
+        )
+
+    def cancelled(self, phase: str, latency_seconds: float) -> None:
+        """A request in `phase` was cancelled; it took `latency_seconds` from the wish to the deed."""
+        self._cancelled.labels(phase).inc()
+        self._cancel_latency.observe(latency_seconds)
+
+    def saw(self, event: Event) -> None:
+        """Times that events carry, whatever the request."""
+        if isinstance(event, Started):
+            self.queue.observe(event.queued_seconds)
+        elif isinstance(event, Finished):
+            self.prefill.observe(event.timings.prefill_seconds)
+
+    def watch(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        """Registers gauges that are looked up whenever somebody reads the metrics."""
+        self.registry.register(_Watched(collect))
+
+    def build_info(self, **labels: str) -> None:
+        """Says what is running."""
+        Info("reformer_build", "What is running.", registry=self.registry).info(labels)
+
+
+class _Watched(Collector):
+    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        self._collect = collect
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # else registering would collect once, perhaps before there is anything to look up
+
+    def collect(self) -> Iterable[Metric]:
+        return self._collect()
+
+
+class MetricsPort:
+    """The HTTP port of a registry, served by a thread of its own."""
+
+    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
+        """Starts to listen; raises OSError if it can't. Port 0 picks a free one."""
+        self._server, self._thread = start_prometheus_server(port, host, registry)
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._server.server_port)
+
+    async def stop(self) -> None:
+        """Stops listening."""
+        await asyncio.to_thread(self._server.shutdown)
+        self._server.server_close()
+        self._thread.join()

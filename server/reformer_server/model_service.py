@@ -1,0 +1,99 @@
+"""ModelService: what is served, text to ids and back, and how busy the server is."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from reformer.v1 import model_pb2 as pb
+from reformer.v1.model_pb2_grpc import ModelServiceServicer
+from reformer_server import validation
+from reformer_server.content import Encoder
+from reformer_server.documents import DocumentRegistry
+from reformer_server.engine_thread import EngineThread
+from reformer_server.errors import InvalidFieldError
+from reformer_server.served_model import ServedModel
+from reformer_server.settings import Settings
+from reformer_server.validation import Context
+from reformer_server.version import VERSION
+
+MAX_RESPONSE_BYTES = (1 << 20) - 1024  # what a message may hold, less a little for its frame
+
+Response = TypeVar("Response", bound=Message)
+
+
+class ModelService(ModelServiceServicer):
+    """One method an RPC."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: ServedModel,
+        engine: EngineThread,
+        encoder: Encoder,
+        documents: DocumentRegistry,
+        is_draining: Callable[[], bool],
+    ) -> None:
+        self._settings = settings
+        self._model = model
+        self._engine = engine
+        self._encoder = encoder
+        self._documents = documents
+        self._is_draining = is_draining
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
+        """The model and the server's limits."""
+        model = self._model.model
+        return pb.GetModelResponse(
+            name=self._model.name,
+            server_version=VERSION,
+            max_tokens=self._model.max_tokens,
+            vocab_size=self._model.vocab_size,
+            parameters=model.num_parameters,
+            device=model.device.type,
+            dtype=str(model.dtype).removeprefix("torch."),
+            num_hashes=model.config.num_hashes,
+            weights_digest=model.weights_digest,
+            max_content_bytes=self._settings.max_content_bytes,
+            max_lease_seconds=int(self._settings.max_lease_seconds),
+            tokenizer=self._model.tokenizer.kind,
+        )
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        """Text to ids."""
+        size = len(request.text.encode())
+        if size > validation.MAX_TOKENIZE_BYTES:
+            raise InvalidFieldError(
+                "text", f"must be at most {validation.MAX_TOKENIZE_BYTES:,} bytes of UTF-8, but is {size:,}"
+            )
+        [ids] = await self._encoder.texts({"text": request.text})
+        return _fitting(pb.TokenizeResponse(ids=ids.tolist()), "text")
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
+        """Ids to text."""
+        count = len(request.token_ids.ids)
+        if count > validation.MAX_DETOKENIZE_IDS:
+            raise InvalidFieldError(
+                "token_ids.ids", f"must be at most {validation.MAX_DETOKENIZE_IDS:,}, but are {count:,}"
+            )
+        ids = validation.token_ids(request.token_ids.ids, "token_ids.ids", self._model.vocab_size)
+        return _fitting(pb.DetokenizeResponse(text=await self._encoder.decode(ids.tolist())), "token_ids.ids")
+
+    async def GetLoad(self, request: pb.GetLoadRequest, context: Context) -> pb.GetLoadResponse:
+        """How busy the server is."""
+        load = self._engine.load
+        return pb.GetLoadResponse(
+            running_requests=load.running,
+            waiting_requests=load.waiting,
+            decode_batch_size=load.decode_batch_size,
+            documents=len(self._documents),
+            used_page_bytes=load.used_page_bytes,
+            total_page_bytes=load.total_page_bytes,
+            draining=self._is_draining(),
+        )
+
+
+def _fitting(response: Response, field: str) -> Response:
+    if response.ByteSize() > MAX_RESPONSE_BYTES:
+        raise InvalidFieldError(field, "gives more than fits into one message of 1 MiB; send it in parts")
+    return response

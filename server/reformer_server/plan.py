@@ -1,0 +1,7 @@
+"""`reformer plan`."""
+
+import click
+
+
+@click.command()
+def plan() -> None: ...

@@ -1,0 +1,41 @@
+"""The model that is served, and what the services need to know of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from reformer_core import ReformerModel, embedded_model_path, load_model, load_tokenizer
+from reformer_core.tokenizers import Tokenizer
+from reformer_server.settings import Settings
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A loaded model, its tokenizer, and the name that clients see: its folder's, or its hub id."""
+
+    name: str
+    model: ReformerModel
+    tokenizer: Tokenizer
+
+    @property
+    def max_tokens(self) -> int:
+        """Positions: document, prompt and continuation together."""
+        return self.model.config.max_tokens
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below this."""
+        return self.model.config.vocab_size
+
+
+def load_served_model(settings: Settings) -> ServedModel:
+    """Loads what the settings name. Takes a while. Raises CheckpointError."""
+    source = settings.model or embedded_model_path()
+    model = load_model(
+        source,
+        device=settings.device,
+        dtype=settings.dtype,
+        num_hashes=settings.num_hashes,
+        hash_seed=settings.hash_seed,
+    )
+    name = Path(source).resolve().name if Path(source).exists() else str(source)
+    return ServedModel(name, model, load_tokenizer(source))

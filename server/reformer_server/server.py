@@ -1,0 +1,194 @@
+"""The server: its parts, put together, started, and stopped in order."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import grpc
+import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from reformer.v1 import document_pb2, document_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
+from reformer_core import Engine, SamplingParams
+from reformer_server.calls import CallInterceptor
+from reformer_server.chain import Admission, counting, errors_to_status
+from reformer_server.content import Encoder
+from reformer_server.document_service import DocumentService
+from reformer_server.documents import DocumentRegistry
+from reformer_server.engine_thread import EngineThread
+from reformer_server.errors import DrainingError, EngineStoppedError
+from reformer_server.gauges import load_gauges
+from reformer_server.inference_service import InferenceService
+from reformer_server.metrics import Metrics, MetricsPort
+from reformer_server.model_service import ModelService
+from reformer_server.prefills import Prefills
+from reformer_server.served_model import ServedModel
+from reformer_server.settings import Settings
+from reformer_server.uploads import Uploads
+from reformer_server.version import VERSION
+
+MAX_MESSAGE_BYTES = 1 << 20
+SWEEP_SECONDS = 1.0
+STOP_SECONDS = 1.0  # for calls to send their last status after they were told to end
+
+SERVICES = tuple(
+    service.full_name
+    for module in (document_pb2, inference_pb2, model_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+)
+
+OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share
+    # Notice clients that vanished without a word, and let idle clients ask whether we are still there.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Server:
+    """Made, started, awaited and stopped on one event loop."""
+
+    def __init__(
+        self, settings: Settings, model: ServedModel, build_engine: Callable[[], Engine] | None = None
+    ) -> None:
+        """`build_engine` runs on the engine's thread. Default: an Engine as the settings say."""
+        self.settings = settings
+        self.model = model
+        self.metrics = Metrics()
+        self.port = 0
+        self.metrics_port = 0
+        self.engine = EngineThread(build_engine or partial(_build_engine, settings, model), self.metrics)
+        self._encoder = Encoder(model.tokenizer)
+        self._uploads = Uploads(
+            max_content_bytes=settings.max_content_bytes,
+            memory_bytes=settings.upload_memory_bytes,
+            retention_seconds=settings.upload_retention_seconds,
+        )
+        self.documents = DocumentRegistry(
+            self._uploads, self.metrics, free=lambda document: self.engine.post(lambda engine: document.close())
+        )
+        self._admission = Admission()
+        self._health = health.aio.HealthServicer()
+        chain = (counting(self.metrics), errors_to_status, self._admission.around)
+        self._grpc = grpc.aio.server(interceptors=[CallInterceptor(chain)], options=OPTIONS)
+        self._add_services()
+        self._metrics_port: MetricsPort | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._told_to_stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    def _add_services(self) -> None:
+        settings, model, engine, encoder = self.settings, self.model, self.engine, self._encoder
+        documents, uploads, metrics = self.documents, self._uploads, self.metrics
+        prefills = Prefills(engine, encoder, documents, metrics)
+        document_pb2_grpc.add_DocumentServiceServicer_to_server(
+            DocumentService(settings, model, documents, uploads, prefills, metrics), self._grpc
+        )
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
+            InferenceService(settings, model, engine, encoder, documents, uploads, metrics), self._grpc
+        )
+        model_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelService(settings, model, engine, encoder, documents, lambda: self._admission.draining), self._grpc
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
+
+    async def start(self) -> None:
+        """Listens, warms up, and then says that it serves. Raises what is in the way; `stop` is due all the same."""
+        settings = self.settings
+        await self.engine.start()
+        self.metrics.watch(load_gauges(self.engine, self.documents, self.model.model.device))
+        self.metrics.build_info(version=VERSION, model=self.model.name, torch=torch.__version__)
+        self._metrics_port = MetricsPort(settings.host, settings.metrics_port, self.metrics.registry)
+        self.metrics_port = self._metrics_port.port
+        await self._say_serving(False)
+        self.port = self._listen()
+        await self._grpc.start()
+        self._sweeper = asyncio.create_task(self._sweep())
+        await self._warm_up()
+        await self._say_serving(True)
+
+    def _listen(self) -> int:
+        address = f"{self.settings.host}:{self.settings.port}"
+        try:
+            return self._grpc.add_insecure_port(address)
+        except RuntimeError as error:  # gRPC knows no better class
+            raise OSError(f"can't listen on {address}: {error}") from error
+
+    def tell_to_stop(self) -> None:
+        """Ends `until_stopped`; a second time, ends the grace period too."""
+        (self._hurry if self._told_to_stop.is_set() else self._told_to_stop).set()
+
+    async def until_stopped(self) -> None:
+        """Returns when it is told to stop. Raises EngineStoppedError if the engine dies first."""
+        told = asyncio.create_task(self._told_to_stop.wait())
+        died = asyncio.create_task(self.engine.ended.wait())
+        await asyncio.wait({told, died}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        died.cancel()
+        if self.engine.error is not None:
+            raise EngineStoppedError from self.engine.error
+
+    async def stop(self) -> None:
+        """In order: admit nothing new, let calls finish within the grace period, end the rest, then the parts."""
+        await self._health.enter_graceful_shutdown()
+        await self._drain()
+        await self._grpc.stop(STOP_SECONDS)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await self.engine.stop()
+        self._encoder.close()
+        if self._metrics_port is not None:
+            await self._metrics_port.stop()
+
+    async def _drain(self) -> None:
+        drained = asyncio.create_task(self._admission.drain())
+        hurried = asyncio.create_task(self._hurry.wait())
+        died = asyncio.create_task(self.engine.ended.wait())
+        await asyncio.wait(
+            {drained, hurried, died}, timeout=self.settings.drain_grace_seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not drained.done():
+            logger.warning("ending the calls that are still running")
+            self.engine.post(lambda engine: engine.fail_all(DrainingError()))
+        for task in (drained, hurried, died):
+            task.cancel()
+
+    async def _say_serving(self, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in ("", *SERVICES):
+            await self._health.set(service, status)
+
+    async def _warm_up(self) -> None:
+        """One short generation, so that the first client doesn't pay for what is made at first use."""
+        prompt = torch.zeros(1, dtype=torch.int64)
+        params = SamplingParams(temperature=0, max_tokens=2)
+        async with self.engine.request(
+            lambda engine, sink: engine.submit_generate(None, prompt, params, sink)
+        ) as stream:
+            async for _ in stream.batches():
+                pass
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            self.documents.sweep()
+            self._uploads.sweep()
+
+
+def _build_engine(settings: Settings, model: ServedModel) -> Engine:
+    return Engine(
+        model.model,
+        model.tokenizer,
+        memory_bytes=settings.memory_bytes,
+        max_running=settings.max_running,
+        max_waiting=settings.max_waiting,
+    )

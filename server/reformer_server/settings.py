@@ -1,0 +1,131 @@
+"""All settings of the server in one frozen dataclass, from flags, environment variables or a TOML file.
+
+A flag wins over the environment (`REFORMER_MEMORY`), that over the file (`memory = "12GiB"`), that over the default.
+"""
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from reformer_server.units import parse_duration, parse_size
+
+ENVIRONMENT_PREFIX = "REFORMER_"
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class SettingsError(ValueError):
+    """A setting is unknown or out of its range; the message names it and where it came from."""
+
+
+_METAVARS: Mapping[Callable[[str], Any], str] = {str: "TEXT", int: "N", parse_size: "SIZE", parse_duration: "TIME"}
+
+
+def _setting(default: Any, key: str, parse: Callable[[str], Any], help: str) -> Any:
+    return field(default=default, metadata={"key": key, "parse": parse, "metavar": _METAVARS[parse], "help": help})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the server runs with. Raises SettingsError if a value is out of its range."""
+
+    model: str | None = _setting(None, "model", str, "Folder of the model, or its hub id. Default: the embedded model.")
+    device: str = _setting("auto", "device", str, "cpu, cuda (or cuda:1 ...), or auto.")
+    dtype: str = _setting("auto", "dtype", str, "float32, bfloat16, float16, or auto.")
+    num_hashes: int | None = _setting(None, "num-hashes", int, "LSH hash rounds. Default: the model's.")
+    hash_seed: int | None = _setting(None, "hash-seed", int, "Seed of the LSH rotations. Default: the model's.")
+    host: str = _setting("127.0.0.1", "host", str, "Address to listen on; 0.0.0.0 for all interfaces.")
+    port: int = _setting(50051, "port", int, "gRPC port; 0 picks a free one.")
+    metrics_port: int = _setting(9464, "metrics-port", int, "HTTP port of the Prometheus metrics; 0 picks a free one.")
+    memory_bytes: int | None = _setting(
+        None,
+        "memory",
+        parse_size,
+        "Memory for weights, documents and work, e.g. 12GiB. Default: what the engine finds.",
+    )
+    max_running: int = _setting(64, "max-running", int, "Requests that are worked on together.")
+    max_waiting: int = _setting(256, "max-waiting", int, "Requests that may wait; further ones are refused.")
+    max_content_bytes: int = _setting(64 << 20, "max-content", parse_size, "Largest content of a document.")
+    upload_memory_bytes: int = _setting(
+        512 << 20, "upload-memory", parse_size, "Memory for content that is being uploaded."
+    )
+    upload_retention_seconds: float = _setting(
+        600.0, "upload-retention", parse_duration, "How long a broken-off upload can be resumed."
+    )
+    default_lease_seconds: float = _setting(
+        3600.0, "default-lease", parse_duration, "Lease of a document whose creator asked for none."
+    )
+    max_lease_seconds: float = _setting(7 * 86400.0, "max-lease", parse_duration, "Longest lease that is granted.")
+    drain_grace_seconds: float = _setting(
+        30.0, "drain-grace", parse_duration, "Time that running calls get to finish when the server is stopped."
+    )
+    log_level: str = _setting("info", "log-level", str, "debug, info, warning or error.")
+
+    def __post_init__(self) -> None:
+        def require(name: str, condition: bool, allowed: str) -> None:
+            if not condition:
+                raise SettingsError(f"{KEYS[name]}: must be {allowed}, but is {getattr(self, name)!r}")
+
+        require("device", self.device.partition(":")[0] in DEVICES, f"one of {', '.join(DEVICES)}")
+        require("dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}")
+        require("log_level", self.log_level in LOG_LEVELS, f"one of {', '.join(LOG_LEVELS)}")
+        require("num_hashes", self.num_hashes is None or self.num_hashes >= 1, "1 or more")
+        require("host", bool(self.host), "an address")
+        for name in ("port", "metrics_port"):
+            require(name, 0 <= getattr(self, name) < 65536, "between 0 and 65535")
+        require("memory_bytes", self.memory_bytes is None or self.memory_bytes > 0, "above 0")
+        require("max_waiting", self.max_waiting >= 0, "0 or more")
+        for name in ("max_running", "max_content_bytes", "default_lease_seconds", "max_lease_seconds"):
+            require(name, getattr(self, name) > 0, "above 0")
+        for name in ("upload_retention_seconds", "drain_grace_seconds"):
+            require(name, getattr(self, name) >= 0, "0 or more")
+        require("upload_memory_bytes", self.upload_memory_bytes >= self.max_content_bytes, "at least max-content")
+        require("default_lease_seconds", self.default_lease_seconds <= self.max_lease_seconds, "at most max-lease")
+
+    @classmethod
+    def load(cls, flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None = None) -> "Settings":
+        """Merges the sources; `flags` go by field name, and count where they aren't None. Raises SettingsError."""
+        values = _from_file(file) if file else {}
+        values |= _from_environment(environment)
+        for name, text in flags.items():
+            if text is not None:
+                values[name] = _parse(name, text, f"--{KEYS[name]}")
+        return cls(**values)
+
+
+KEYS = {field.name: str(field.metadata["key"]) for field in fields(Settings)}
+"""How a field is called outside: `memory_bytes` is `--memory`, `REFORMER_MEMORY`, and `memory` in the file."""
+
+
+def _parse(name: str, text: object, source: str) -> Any:
+    parse = next(field.metadata["parse"] for field in fields(Settings) if field.name == name)
+    try:
+        return parse(str(text))
+    except ValueError as error:
+        raise SettingsError(f"{KEYS[name]} (from {source}): {error}") from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values = {}
+    for name, key in KEYS.items():
+        variable = ENVIRONMENT_PREFIX + key.upper().replace("-", "_")
+        text = environment.get(variable)
+        # Kubernetes sets REFORMER_PORT=tcp://10.0.0.1:50051 in every pod beside a service that is called "reformer".
+        if text is not None and not text.startswith("tcp://"):
+            values[name] = _parse(name, text, variable)
+    return values
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{file}: {error}") from None
+    names = {key: name for name, key in KEYS.items()}
+    unknown = [key for key in table if key not in names]
+    if unknown:
+        raise SettingsError(f"{file}: unknown key {unknown[0]!r}; allowed are {', '.join(names)}")
+    return {names[key]: _parse(names[key], value, str(file)) for key, value in table.items()}

@@ -1,0 +1,152 @@
+"""One table from error class to gRPC status code and `google.rpc` details; the client has the same table backwards."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc import StatusCode
+
+from reformer_core import errors as core
+from reformer_server import errors as server
+
+ERROR_DOMAIN = "reformer"
+RETRY_SECONDS = 1
+MAX_MESSAGE_CHARACTERS = 1000  # details travel in trailing metadata, of which gRPC takes 8 KiB
+INTERNAL_MESSAGE = "internal error; the server's log has more under request id {request_id}"
+
+Details = Callable[[Any], list[Message]]
+
+
+def _nothing(error: Exception) -> list[Message]:
+    return []
+
+
+def _retry_later(error: Exception) -> list[Message]:
+    return [error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_SECONDS))]
+
+
+def _bad_field(name: Callable[[Any], str]) -> Details:
+    def details(error: Exception) -> list[Message]:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=name(error), description=_cut(getattr(error, "message", str(error)))
+        )
+        return [error_details_pb2.BadRequest(field_violations=[violation])]
+
+    return details
+
+
+def _failed_precondition(kind: str, state: Callable[[Any], str]) -> Details:
+    def details(error: Any) -> list[Message]:
+        violation = error_details_pb2.PreconditionFailure.Violation(
+            type=kind, subject=f"documents/{error.document_id}", description=state(error)
+        )
+        return [error_details_pb2.PreconditionFailure(violations=[violation])]
+
+    return details
+
+
+def _quota(subject: str, retry: Callable[[Any], bool] = lambda error: True) -> Details:
+    def details(error: Exception) -> list[Message]:
+        violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=_cut(str(error)))
+        quota = error_details_pb2.QuotaFailure(violations=[violation])
+        return [quota, *(_retry_later(error) if retry(error) else [])]
+
+    return details
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a client gets for a class of errors: a code, a reason for programs, attributes of the error, and details."""
+
+    code: StatusCode
+    reason: str
+    attributes: tuple[str, ...] = ()
+    details: Details = field(default=_nothing)
+
+
+TABLE: Mapping[type[Exception], Row] = {
+    # what the caller sent
+    server.InvalidFieldError: Row(
+        StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", ("field",), _bad_field(lambda error: str(error.field))
+    ),
+    core.InvalidParameterError: Row(
+        StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", (), _bad_field(lambda error: f"sampling.{error.name}")
+    ),
+    core.InvalidTokensError: Row(
+        StatusCode.INVALID_ARGUMENT, "INVALID_TOKENS", (), _bad_field(lambda error: "token_ids")
+    ),
+    core.InvalidTextError: Row(StatusCode.INVALID_ARGUMENT, "INVALID_TEXT", (), _bad_field(lambda error: "text")),
+    core.TooManyTokensError: Row(StatusCode.OUT_OF_RANGE, "TOO_MANY_TOKENS", ("tokens", "max_tokens")),
+    # what is there and what isn't
+    server.DocumentNotFoundError: Row(StatusCode.NOT_FOUND, "DOCUMENT_NOT_FOUND", ("document_id",)),
+    server.DocumentExistsError: Row(StatusCode.ALREADY_EXISTS, "DOCUMENT_EXISTS", ("document_id",)),
+    server.DocumentNotReadyError: Row(
+        StatusCode.FAILED_PRECONDITION,
+        "DOCUMENT_NOT_READY",
+        ("document_id", "state"),
+        _failed_precondition("DOCUMENT_STATE", lambda error: str(error.state)),
+    ),
+    server.NoScoresError: Row(
+        StatusCode.FAILED_PRECONDITION,
+        "NO_SCORES",
+        ("document_id",),
+        _failed_precondition("DOCUMENT_SCORES", lambda error: "created without keep_scores"),
+    ),
+    server.UploadAbortedError: Row(StatusCode.ABORTED, "UPLOAD_ABORTED", ("document_id",)),
+    # what there is no room for now
+    core.OutOfMemoryError: Row(
+        StatusCode.RESOURCE_EXHAUSTED,
+        "OUT_OF_MEMORY",
+        ("needed_bytes", "free_bytes", "fits_when_idle"),
+        _quota("memory", retry=lambda error: bool(error.fits_when_idle)),
+    ),
+    torch.OutOfMemoryError: Row(StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", (), _quota("device memory")),
+    core.QueueFullError: Row(StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", ("waiting",), _quota("waiting requests")),
+    server.UploadMemoryError: Row(
+        StatusCode.RESOURCE_EXHAUSTED, "UPLOAD_MEMORY", ("needed_bytes", "free_bytes"), _quota("upload memory")
+    ),
+    # what ended
+    server.DrainingError: Row(StatusCode.UNAVAILABLE, "DRAINING", (), _retry_later),
+    server.EngineStoppedError: Row(StatusCode.UNAVAILABLE, "ENGINE_STOPPED", (), _retry_later),
+    core.CancelledError: Row(StatusCode.CANCELLED, "CANCELLED"),
+    core.DeadlineExceededError: Row(StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED"),
+}
+"""Whatever isn't here is a bug, and told to the client as INTERNAL with a fixed text."""
+
+
+def row_of(error: Exception) -> Row | None:
+    """The table's row for `error`'s class or its nearest base; None: a bug."""
+    return next((TABLE[cls] for cls in type(error).__mro__ if cls in TABLE), None)
+
+
+def to_status(error: Exception, request_id: str) -> status_pb2.Status:
+    """The status for the client, details included; the first detail always is an ErrorInfo."""
+    row = row_of(error)
+    if row is None:
+        message = INTERNAL_MESSAGE.format(request_id=request_id)
+        return _status(StatusCode.INTERNAL, message, [_error_info("INTERNAL", {"request_id": request_id})])
+    expired = isinstance(error, server.DocumentNotFoundError) and error.expired
+    reason = "DOCUMENT_EXPIRED" if expired else row.reason
+    metadata = {name: _cut(str(getattr(error, name))) for name in row.attributes}
+    return _status(row.code, _cut(str(error)), [_error_info(reason, metadata), *row.details(error)])
+
+
+def _error_info(reason: str, metadata: Mapping[str, str]) -> Message:
+    return error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=metadata)
+
+
+def _status(code: StatusCode, message: str, details: list[Message]) -> status_pb2.Status:
+    status = status_pb2.Status(code=code.value[0], message=message)
+    for detail in details:
+        packed: AnyMessage = status.details.add()
+        packed.Pack(detail)
+    return status
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[: MAX_MESSAGE_CHARACTERS - 1] + "…"
