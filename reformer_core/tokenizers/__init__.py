@@ -1,0 +1,93 @@
+"""Text to token ids and back. Encoding is a pure function of the bytes; decoding works one token at a time."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from reformer_core.errors import CheckpointError
+from reformer_core.tokenizers.byte_level import ByteTokenizer
+from reformer_core.tokenizers.incremental import IncrementalDecoder
+from reformer_core.tokenizers.pieces import MODEL_FILE, SentencePieceTokenizer
+
+__all__ = ["ByteTokenizer", "IncrementalDecoder", "SentencePieceTokenizer", "Tokenizer", "load_tokenizer"]
+
+
+class Tokenizer(Protocol):
+    """What the engine, the server and the trainer need of a tokenizer."""
+
+    @property
+    def kind(self) -> str:
+        """One of "sentencepiece" and "bytes"."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below this."""
+        ...
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a text; None if there is none."""
+        ...
+
+    @property
+    def pad_id(self) -> int | None:
+        """The padding token; None if there is none."""
+        ...
+
+    def encode(self, content: bytes) -> torch.Tensor:
+        """UTF-8 text -> int64 [n], on the CPU; equal bytes give equal ids.
+
+        Raises:
+            InvalidTextError: the bytes aren't UTF-8; the message has the offset of the first wrong one.
+        """
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """A whole sequence's text; bytes that are no UTF-8 become U+FFFD, control tokens nothing.
+
+        Raises:
+            InvalidTokensError: an id is outside the vocabulary.
+        """
+        ...
+
+    def decoder(self, *, continues: bool = False) -> IncrementalDecoder:
+        """The same one token at a time.
+
+        Args:
+            continues: the text goes on from an earlier one, so that a space which begins it is meant; without it, a
+                model whose texts begin with a dummy space has that space taken away, as in `decode`.
+        """
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Writes what `load_tokenizer` needs beside the model's `config.json`."""
+        ...
+
+
+def load_tokenizer(directory: str | Path) -> Tokenizer:
+    """The tokenizer of a model directory: its `spiece.model`, or bytes for a byte-level model (vocabulary of 258).
+
+    Raises:
+        CheckpointError: there is neither, or the file is damaged.
+    """
+    directory = Path(directory)
+    pieces = directory / MODEL_FILE
+    if pieces.is_file():
+        return SentencePieceTokenizer.from_file(pieces)
+    config = directory / "config.json"
+    try:
+        vocab_size = json.loads(config.read_bytes())["vocab_size"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{directory} has no {MODEL_FILE}, and no vocab_size in {config.name}: {error}"
+        ) from error
+    if vocab_size == ByteTokenizer.vocab_size:
+        return ByteTokenizer()
+    raise CheckpointError(
+        f"{pieces} is missing; only a model of vocab_size {ByteTokenizer.vocab_size} reads bytes without one, "
+        f"and {config} has {vocab_size}"
+    )

@@ -1,0 +1,1 @@
+"""Training a Reformer on texts: `reformer train`, and the same from Python."""

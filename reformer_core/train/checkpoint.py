@@ -1,0 +1,37 @@
+"""Checkpoints of a training run: one file, replaced in one move, so that a crash leaves the old one or the new one."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CHECKPOINT_FILE = "checkpoint.pt"
+
+
+def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
+    """Writes `checkpoint.pt`: tensors and plain values only."""
+    target = directory / CHECKPOINT_FILE
+    temporary = target.with_suffix(".partial")
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(target)
+
+
+def load_checkpoint(directory: Path) -> dict[str, Any]:
+    """Reads `checkpoint.pt`, without ever running code from it; raises ValueError if it can't be read."""
+    path = directory / CHECKPOINT_FILE
+    if not path.is_file():
+        raise ValueError(f"{directory} has no {CHECKPOINT_FILE}: there is no unfinished training to resume")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return state
+
+
+def remove_checkpoint(directory: Path) -> None:
+    """At the end of a run."""
+    (directory / CHECKPOINT_FILE).unlink(missing_ok=True)
