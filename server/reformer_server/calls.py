@@ -1,12 +1,13 @@
 """What every call passes through: a chain of async context managers around its handler, applied by one interceptor."""
 
+import asyncio
 import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -15,6 +16,8 @@ REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 OWN_METHODS = "/reformer."
 
 Context = grpc.aio.ServicerContext[Any, Any]
+if TYPE_CHECKING:
+    Handler = grpc.RpcMethodHandler[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    ) -> "Handler | None":
         handler = await continuation(handler_call_details)
         full_method = handler_call_details.method
         if handler is None or not full_method.startswith(OWN_METHODS):
@@ -60,7 +63,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         assert handler.unary_unary is not None, f"{full_method}: no RPC of this contract is client-streaming only"
         return self._around_unary(method, handler)
 
-    def _around_unary(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    def _around_unary(self, method: str, handler: "Handler") -> "Handler":
         behave: Any = handler.unary_unary
 
         async def unary(request: Any, context: Context) -> Any:
@@ -70,7 +73,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
 
-    def _around_stream(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    def _around_stream(self, method: str, handler: "Handler") -> "Handler":
         behave: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
         async def stream(request: Any, context: Context) -> None:
@@ -79,7 +82,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 responses: AsyncIterator[Any]
                 async with aclosing(behave(request, context)) as responses:
                     async for response in responses:
-                        await context.write(response)
+                        await _write(context, response)
 
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(
@@ -92,6 +95,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         context.set_trailing_metadata(call.trailing_metadata)
         for around in self._chain:
             await stack.enter_async_context(around(call))
+
+
+async def _write(context: Context, response: Any) -> None:
+    try:
+        await context.write(response)
+    except grpc.aio.InternalError as error:  # nobody is there to take it, which gRPC will report a moment later
+        raise asyncio.CancelledError("the client is gone") from error
 
 
 def _request_id(context: Context) -> str:

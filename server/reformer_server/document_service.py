@@ -7,6 +7,7 @@ from dataclasses import replace
 from reformer.v1 import document_pb2 as pb
 from reformer.v1.document_pb2_grpc import DocumentServiceServicer
 from reformer_server import convert, validation
+from reformer_server.calls import Context
 from reformer_server.documents import DocumentRegistry, Entry
 from reformer_server.errors import NoScoresError
 from reformer_server.incoming import first_message, forgetting_bad_content, receive
@@ -15,7 +16,6 @@ from reformer_server.prefills import Prefills
 from reformer_server.served_model import ServedModel
 from reformer_server.settings import Settings
 from reformer_server.uploads import Uploads
-from reformer_server.validation import Context
 
 
 class DocumentService(DocumentServiceServicer):

@@ -60,12 +60,14 @@ class EventStream:
             batch = list(self._queue)
             self._queue.clear()
             self._consume(batch)
-            failed = batch.pop() if isinstance(batch[-1], Failed) else None
+            last = batch[-1]
+            if isinstance(last, Failed):
+                batch.pop()
             if batch:
                 yield batch
-            if isinstance(failed, Failed):
-                raise failed.error
-            if self._over:
+            if isinstance(last, Failed):
+                raise last.error
+            if isinstance(last, Finished):
                 return
 
     def fail(self, error: Exception) -> None:

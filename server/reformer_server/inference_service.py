@@ -11,6 +11,7 @@ from reformer.v1 import inference_pb2 as pb
 from reformer.v1.inference_pb2_grpc import InferenceServiceServicer
 from reformer_core.events import ContinuationScored, Finished, Progress, Scores
 from reformer_server import convert, validation
+from reformer_server.calls import Context
 from reformer_server.content import Encoder, ids_to_bytes, logprobs_to_bytes
 from reformer_server.documents import DocumentRegistry
 from reformer_server.engine_thread import EngineThread
@@ -21,7 +22,6 @@ from reformer_server.metrics import Metrics
 from reformer_server.served_model import ServedModel
 from reformer_server.settings import Settings
 from reformer_server.uploads import Uploads
-from reformer_server.validation import Context
 
 
 class InferenceService(InferenceServiceServicer):

@@ -8,13 +8,13 @@ from google.protobuf.message import Message
 from reformer.v1 import model_pb2 as pb
 from reformer.v1.model_pb2_grpc import ModelServiceServicer
 from reformer_server import validation
+from reformer_server.calls import Context
 from reformer_server.content import Encoder
 from reformer_server.documents import DocumentRegistry
 from reformer_server.engine_thread import EngineThread
 from reformer_server.errors import InvalidFieldError
 from reformer_server.served_model import ServedModel
 from reformer_server.settings import Settings
-from reformer_server.validation import Context
 from reformer_server.version import VERSION
 
 MAX_RESPONSE_BYTES = (1 << 20) - 1024  # what a message may hold, less a little for its frame

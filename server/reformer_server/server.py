@@ -67,13 +67,13 @@ class Server:
         self.metrics_port = 0
         self.engine = EngineThread(build_engine or partial(_build_engine, settings, model), self.metrics)
         self._encoder = Encoder(model.tokenizer)
-        self._uploads = Uploads(
+        self.uploads = Uploads(
             max_content_bytes=settings.max_content_bytes,
             memory_bytes=settings.upload_memory_bytes,
             retention_seconds=settings.upload_retention_seconds,
         )
         self.documents = DocumentRegistry(
-            self._uploads, self.metrics, free=lambda document: self.engine.post(lambda engine: document.close())
+            self.uploads, self.metrics, free=lambda document: self.engine.post(lambda engine: document.close())
         )
         self._admission = Admission()
         self._health = health.aio.HealthServicer()
@@ -87,7 +87,7 @@ class Server:
 
     def _add_services(self) -> None:
         settings, model, engine, encoder = self.settings, self.model, self.engine, self._encoder
-        documents, uploads, metrics = self.documents, self._uploads, self.metrics
+        documents, uploads, metrics = self.documents, self.uploads, self.metrics
         prefills = Prefills(engine, encoder, documents, metrics)
         document_pb2_grpc.add_DocumentServiceServicer_to_server(
             DocumentService(settings, model, documents, uploads, prefills, metrics), self._grpc
@@ -181,7 +181,7 @@ class Server:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             self.documents.sweep()
-            self._uploads.sweep()
+            self.uploads.sweep()
 
 
 def _build_engine(settings: Settings, model: ServedModel) -> Engine:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import grpc
 import torch
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -14,12 +13,12 @@ from google.protobuf.message import Message
 from reformer.v1 import document_pb2, inference_pb2
 from reformer_core import SamplingParams
 from reformer_core.errors import TooManyTokensError
+from reformer_server.calls import Context
 from reformer_server.content import TOKEN_ID_BYTES
 from reformer_server.errors import InvalidFieldError
 from reformer_server.settings import Settings
 from reformer_server.uploads import UploadHeader
 
-Context = grpc.aio.ServicerContext[Any, Any]
 NamesDocument = (
     document_pb2.GetDocumentRequest
     | document_pb2.RenewDocumentRequest

@@ -1,0 +1,97 @@
+"""A real grpc.aio server on a free port, on an engine that does no arithmetic, and stubs that speak to it."""
+
+import asyncio
+import socketserver
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+import torch
+
+from reformer.v1 import document_pb2_grpc, inference_pb2_grpc, model_pb2_grpc
+from reformer_core import ReformerConfig, ReformerModel
+from reformer_core.tokenizers import ByteTokenizer
+from reformer_server import ServedModel, Server, Settings
+from tests.server.fake_engine import FakeEngine
+
+MAX_TOKENS = 4096
+
+
+@dataclass
+class Running:
+    """A running server and its clients' stubs."""
+
+    server: Server
+    engine: FakeEngine
+    channel: grpc.aio.Channel
+
+    def __post_init__(self) -> None:
+        self.documents = document_pb2_grpc.DocumentServiceStub(self.channel)
+        self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
+        self.model = model_pb2_grpc.ModelServiceStub(self.channel)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Waits until `condition` holds; the test fails if it never does."""
+        async with asyncio.timeout(5):
+            while not condition():  # noqa: ASYNC110 -- what is looked at is another thread's
+                await asyncio.sleep(0.005)
+
+    async def until_idle(self) -> None:
+        """Waits until no request and no page is in use."""
+        await self.until(lambda: not self.engine.requests and self.engine.load().used_page_bytes == 0)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The current value of one series."""
+        value = self.server.metrics.registry.get_sample_value(f"reformer_{name}", labels)
+        assert value is not None, f"there is no series {name} {labels}"
+        return value
+
+
+@pytest.fixture(autouse=True)
+def metrics_port_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The standard library's HTTP server looks only twice a second whether it shall end."""
+    monkeypatch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.01,))
+
+
+@pytest.fixture(scope="session")
+def served_model() -> ServedModel:
+    config = ReformerConfig(
+        attn_layers=("local", "lsh"),
+        hidden_size=16,
+        feed_forward_size=16,
+        num_attention_heads=2,
+        attention_head_size=8,
+        vocab_size=ByteTokenizer.vocab_size,
+        eos_token_id=None,
+        local_attn_chunk_length=8,
+        lsh_attn_chunk_length=8,
+        num_buckets=4,
+        axial_pos_shape=(64, 64),
+        axial_pos_embds_dim=(8, 8),
+        max_position_embeddings=MAX_TOKENS,
+    )
+    torch_state = torch.get_rng_state()
+    model = ReformerModel(config).eval()
+    torch.set_rng_state(torch_state)
+    return ServedModel("tiny", model, ByteTokenizer())
+
+
+@asynccontextmanager
+async def running_server(model: ServedModel, engine: FakeEngine, **settings: Any) -> AsyncIterator[Running]:
+    settings = {"port": 0, "metrics_port": 0, "drain_grace_seconds": 2.0, **settings}
+    server = Server(Settings(**settings), model, lambda: engine)  # type: ignore[arg-type,return-value]
+    try:
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            yield Running(server, engine, channel)
+    finally:
+        await server.stop()
+
+
+@pytest.fixture
+async def running(served_model: ServedModel) -> AsyncIterator[Running]:
+    async with running_server(served_model, FakeEngine()) as running:
+        yield running

@@ -1,0 +1,96 @@
+"""The error table: complete, and what a client reads of it."""
+
+import inspect
+from types import ModuleType
+
+import grpc
+import pytest
+import torch
+from google.rpc import error_details_pb2
+
+from reformer_core import errors as core
+from reformer_server import errors as server
+from reformer_server.status import TABLE, row_of, to_status
+
+BASES = {core.ReformerError, server.ServerError}
+AT_START_ONLY = {core.CheckpointError}  # a model that can't be loaded is never served
+
+
+def errors_of(module: ModuleType) -> set[type[Exception]]:
+    classes = inspect.getmembers(module, inspect.isclass)
+    return {cls for _, cls in classes if issubclass(cls, Exception) and cls.__module__ == module.__name__}
+
+
+def test_table_is_complete() -> None:
+    assert set(TABLE) == (errors_of(core) | errors_of(server) | {torch.OutOfMemoryError}) - BASES - AT_START_ONLY
+
+
+EXAMPLES = {
+    server.InvalidFieldError("chunk.offset", "must be 5"): "INVALID_ARGUMENT",
+    server.DocumentNotFoundError("a"): "NOT_FOUND",
+    server.DocumentNotReadyError("a", "uploading"): "FAILED_PRECONDITION",
+    server.NoScoresError("a"): "FAILED_PRECONDITION",
+    server.DocumentExistsError("a"): "ALREADY_EXISTS",
+    server.UploadAbortedError("a", "deleted"): "ABORTED",
+    server.UploadMemoryError(5, 3): "RESOURCE_EXHAUSTED",
+    server.DrainingError(): "UNAVAILABLE",
+    server.EngineStoppedError(): "UNAVAILABLE",
+    core.InvalidTokensError("empty"): "INVALID_ARGUMENT",
+    core.InvalidTextError("no UTF-8"): "INVALID_ARGUMENT",
+    core.InvalidParameterError("top_p", "must be above 0"): "INVALID_ARGUMENT",
+    core.TooManyTokensError(5, 4): "OUT_OF_RANGE",
+    core.OutOfMemoryError(5, 4): "RESOURCE_EXHAUSTED",
+    core.QueueFullError(9): "RESOURCE_EXHAUSTED",
+    core.CancelledError(): "CANCELLED",
+    core.DeadlineExceededError(): "DEADLINE_EXCEEDED",
+    torch.OutOfMemoryError("device"): "RESOURCE_EXHAUSTED",
+}
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+def test_every_row(error: Exception) -> None:
+    status = to_status(error, "r1")
+    code = getattr(grpc.StatusCode, EXAMPLES[error])
+    assert status.code == code.value[0]
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert info.domain == "reformer"
+    assert info.reason
+    kinds = {detail.TypeName().removeprefix("google.rpc.") for detail in status.details}
+    expected = {
+        "INVALID_ARGUMENT": "BadRequest",
+        "FAILED_PRECONDITION": "PreconditionFailure",
+        "RESOURCE_EXHAUSTED": "QuotaFailure",
+        "UNAVAILABLE": "RetryInfo",
+    }.get(EXAMPLES[error])
+    assert expected is None or expected in kinds
+    assert ("RetryInfo" in kinds) == (EXAMPLES[error] in ("RESOURCE_EXHAUSTED", "UNAVAILABLE"))
+
+
+def test_examples_are_complete() -> None:
+    assert {type(error) for error in EXAMPLES} == set(TABLE)
+
+
+def test_no_retry_for_what_never_fits() -> None:
+    status = to_status(core.OutOfMemoryError(5, 4, fits_when_idle=False), "r1")
+    assert not any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in status.details)
+
+
+def test_a_bug_shows_nothing_but_the_request_id() -> None:
+    status = to_status(KeyError("secret"), "r1")
+    assert status.code == grpc.StatusCode.INTERNAL.value[0]
+    assert "r1" in status.message
+    assert b"secret" not in status.SerializeToString()
+
+
+def test_subclasses_have_their_base_class_row() -> None:
+    class Special(core.QueueFullError):
+        pass
+
+    assert row_of(Special(1)) is TABLE[core.QueueFullError]
+    assert row_of(ValueError()) is None
+
+
+def test_long_messages_fit_into_trailing_metadata() -> None:
+    error = server.InvalidFieldError("field", "x" * 100_000)
+    assert len(to_status(error, "r1").SerializeToString()) < 4096
