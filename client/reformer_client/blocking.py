@@ -118,7 +118,11 @@ def streaming(
     @functools.wraps(method)
     def wrapper(self: Facade[Any], /, *args: Any, **kwargs: Any) -> AnyFacade:
         inbox: Inbox = SimpleQueue()
-        return facade(self._portal, method(self._wrapped, *args, **_with_callback(kwargs, inbox)), inbox)
+
+        async def make() -> AnyAsyncStream:  # on the loop, to which all of gRPC is bound
+            return method(self._wrapped, *args, **_with_callback(kwargs, inbox))
+
+        return facade(self._portal, self._portal.run(make, SimpleQueue()), inbox)
 
     return wrapper
 

@@ -13,11 +13,12 @@ import grpc.aio
 
 from reformer_client.connection import Connection
 from reformer_client.errors import CancelledError, ReformerError, from_rpc_error
+from reformer_client.exchange import exchange
 from reformer_client.retry import Attempts, RetryPolicy
 from reformer_client.services import Services
 
 if TYPE_CHECKING:
-    from grpc.aio import StreamStreamCall, StreamStreamMultiCallable, UnaryStreamMultiCallable, UnaryUnaryMultiCallable
+    from grpc.aio import StreamStreamMultiCallable, UnaryStreamMultiCallable, UnaryUnaryMultiCallable
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -36,15 +37,16 @@ class CallOptions(TypedDict):
 class Call:
     """One call as its user sees it, over all its attempts."""
 
-    def __init__(self, connection: Connection, attempts: Attempts, document_id: str | None) -> None:
+    def __init__(self, services: Services, attempts: Attempts, document_id: str | None) -> None:
         self.attempts = attempts
         self.request_id = str(uuid.uuid4())
-        self._connection = connection
+        self._services = services
         self._document_id = document_id
 
     async def options(self) -> CallOptions:
         """Deadline and metadata for the next attempt."""
-        metadata = [("x-request-id", self.request_id), *await self._connection.authorization()]
+        self._services.require_open()
+        metadata = [("x-request-id", self.request_id), *await self._services.connection.authorization()]
         if self._document_id is not None:
             metadata.append(("x-document-id", self._document_id))
         return {"timeout": self.attempts.remaining_seconds, "metadata": grpc.aio.Metadata(*metadata)}
@@ -66,7 +68,6 @@ class Caller:
 
     def __init__(self, connection: Connection, retry: RetryPolicy, timeout_seconds: float | None) -> None:
         self.services = Services(connection)
-        self._connection = connection
         self._retry = retry
         self._timeout_seconds = timeout_seconds
 
@@ -77,7 +78,7 @@ class Caller:
         seconds = next((each for each in (timeout, self._timeout_seconds, default_timeout) if each is not None), None)
         if seconds is not None and not seconds > 0:
             raise ValueError(f"timeout is in seconds and must be above 0, but is {seconds}")
-        return Call(self._connection, Attempts(self._retry, None if seconds == math.inf else seconds), document_id)
+        return Call(self.services, Attempts(self._retry, None if seconds == math.inf else seconds), document_id)
 
     async def unary(
         self,
@@ -145,36 +146,3 @@ async def _receive(call: grpc.aio.UnaryStreamCall[Any, Response]) -> AsyncGenera
             yield response
     finally:
         call.cancel()  # nothing happens if it is over
-
-
-async def exchange(
-    call: StreamStreamCall[Request, Response], requests: AsyncGenerator[Request]
-) -> AsyncGenerator[Response]:
-    """The responses of `call`, while `requests` are sent; if making them fails, the call ends with that error."""
-    sender = asyncio.create_task(_send(call, requests))
-    try:
-        while (response := await call.read()) is not grpc.aio.EOF:
-            yield response  # type: ignore[misc]  # EOF's class is not told from a response's
-    except asyncio.CancelledError:
-        if sender.done() and not sender.cancelled() and (failure := sender.exception()):
-            raise failure from None
-        raise
-    finally:
-        call.cancel()
-        sender.cancel()
-        await asyncio.gather(sender, return_exceptions=True)
-
-
-async def _send(call: StreamStreamCall[Request, Response], requests: AsyncGenerator[Request]) -> None:
-    try:
-        async with aclosing(requests):
-            async for request in requests:
-                try:
-                    await call.write(request)
-                except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                    return  # the call is over, and whoever reads its responses learns why
-        if not call.done():
-            await call.done_writing()
-    except Exception:
-        call.cancel()
-        raise

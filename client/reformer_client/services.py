@@ -18,7 +18,7 @@ class Services:
     """Opens the channel when it is first used: on the event loop that uses it."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = connection
         self._closed = False
 
     @cached_property
@@ -39,8 +39,11 @@ class Services:
         if "_channel" in vars(self):
             await self._channel.close()
 
-    @cached_property
-    def _channel(self) -> grpc.aio.Channel:
+    def require_open(self) -> None:
+        """Raises RuntimeError after `close`."""
         if self._closed:
             raise RuntimeError("the client is closed")
-        return self._connection.open()
+
+    @cached_property
+    def _channel(self) -> grpc.aio.Channel:
+        return self.connection.open()

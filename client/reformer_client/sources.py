@@ -15,6 +15,7 @@ from typing import BinaryIO, Protocol, cast
 from reformer.v1 import document_pb2
 
 BLOCK_BYTES = 256 * 1024
+MAX_CHUNK_BYTES = 512 * 1024  # of the contract
 
 TokenSequence = Sequence[int]
 Source = (
@@ -44,7 +45,7 @@ class Content(Protocol):
     """None if it can't be known in advance."""
 
     async def read(self, offset: int) -> bytes:
-        """At most BLOCK_BYTES from `offset` on; empty at the end. Raises SourceNotSeekableError."""
+        """At most MAX_CHUNK_BYTES from `offset` on; empty at the end. Raises SourceNotSeekableError."""
         ...
 
     async def sha256(self) -> bytes | None:
@@ -189,7 +190,7 @@ class IterableContent:
             self._block_start += len(self._block)
             self._block = block
         start = offset - self._block_start
-        return self._block[start : start + BLOCK_BYTES]
+        return self._block[start : start + MAX_CHUNK_BYTES]
 
     async def _next_block(self) -> bytes:
         """The next items together, as many as make a block."""

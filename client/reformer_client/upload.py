@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import grpc.aio
 
 from reformer.v1 import document_pb2
-from reformer_client.calls import Call, exchange
+from reformer_client.calls import Call
 from reformer_client.errors import InternalError, UnavailableError
+from reformer_client.exchange import exchange
 from reformer_client.progress import OnProgress, report
 from reformer_client.sources import Content, SourceNotSeekableError
 

@@ -32,6 +32,10 @@ class FakeServer:
         """Whether a broken upload starts from byte 0 again."""
         self.stall = False
         """Whether streams stop after their first messages, until they are cancelled."""
+        self.truncate: int | None = None
+        """Streams end after this many messages, with status OK."""
+        self.break_score_at: int | None = None
+        """Bytes after which the next Score call breaks with UNAVAILABLE."""
         self.uploads: dict[str, bytearray] = defaultdict(bytearray)
         self.chunk_sizes: list[int] = []
         self.documents: dict[str, document_pb2.Document] = {}
@@ -104,9 +108,11 @@ class FakeServer:
             for i, message in enumerate(messages):
                 if failure is not None and i == failure.after:
                     await failure.raise_in(context)
+                if i == self.truncate:
+                    return
                 if self.stall and i == 3:
                     await asyncio.Event().wait()
                 yield message
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             self.cancelled[method] += 1
             raise

@@ -64,7 +64,7 @@ class DocumentService(document_pb2_grpc.DocumentServiceServicer):
                     await Failure(grpc.StatusCode.UNAVAILABLE).raise_in(context)
             if header.HasField("sha256") and header.sha256 != hashlib.sha256(content).digest():
                 await Failure(grpc.StatusCode.INVALID_ARGUMENT, "digest differs").raise_in(context)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             self.fake.cancelled["CreateDocument"] += 1
             raise
         document = document_pb2.Document(
@@ -176,6 +176,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             else:
                 assert request.chunk.offset == len(content)
                 content += request.chunk.data
+            if self.fake.break_score_at is not None and len(content) >= self.fake.break_score_at:
+                self.fake.break_score_at = None
+                await Failure(grpc.StatusCode.UNAVAILABLE).raise_in(context)
         logprobs = memoryview(scores_of(bytes(content)).logprobs).cast("f")
         messages = [
             response(progress={"processed_tokens": len(content), "total_tokens": len(content)}),
