@@ -106,9 +106,9 @@ def test_the_limit_of_messages_stays_grpcs_own(client: Client) -> None:
 
 def test_options_of_the_channel(server: FakeServer) -> None:
     options = [("grpc.max_receive_message_length", 10)]
-    with Client(server.address, keepalive=Keepalive(20, 5), channel_options=options) as client:
-        with pytest.raises(ResourceExhaustedError, match="larger than max"):
-            client.tokenize("a" * 100)
+    client = Client(server.address, keepalive=Keepalive(20, 5), channel_options=options)
+    with client, pytest.raises(ResourceExhaustedError, match="larger than max"):
+        client.tokenize("a" * 100)
 
 
 def test_the_import_is_light() -> None:

@@ -15,6 +15,7 @@ _pem_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.group(
+    name="reformer",
     cls=ReformerGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     commands={"generate": generate, "score": score, "documents": documents},

@@ -18,6 +18,9 @@ from rich.progress import Progress as Bar
 
 from reformer_client.results import Progress
 
+DELAY_SECONDS = 1.0
+"""What is over sooner needs no progress bar."""
+
 
 def print_json(value: Any) -> None:
     """One line of JSON; NaN becomes null, bytes become hex digits."""
@@ -52,7 +55,7 @@ def _plain(value: Any) -> Any:
 
 
 class ProgressBar:
-    """An `on_progress` that draws a bar on stderr, if that is a terminal and it takes more than a second."""
+    """An `on_progress` that draws a bar on stderr, if that is a terminal and it takes longer than DELAY_SECONDS."""
 
     def __init__(self, description: str) -> None:
         self._bar = Bar(
@@ -65,7 +68,7 @@ class ProgressBar:
             transient=True,
         )
         self._task = self._bar.add_task(description, total=None)
-        self._timer = threading.Timer(1.0, self._bar.start)
+        self._timer = threading.Timer(DELAY_SECONDS, self._bar.start)
         self._timer.daemon = True
 
     def __enter__(self) -> Self:
@@ -78,8 +81,11 @@ class ProgressBar:
 
     def close(self) -> None:
         """Takes the bar away. Needs to be done before anything else is printed; may be done again."""
-        self._timer.cancel()
-        self._bar.stop()
+        if self._timer.is_alive():
+            self._timer.cancel()
+            self._timer.join()  # it may be about to draw
+        if self._bar.live.is_started:
+            self._bar.stop()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
