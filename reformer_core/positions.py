@@ -24,7 +24,9 @@ class AxialPositions(nn.Module):
     def forward(self, positions: torch.Tensor) -> torch.Tensor:
         """int64 [...] -> [..., d]."""
         parts, rest = [], positions
-        for rows, table in zip(reversed(self.shape), reversed(list(self.weights)), strict=True):  # last axis runs fastest
+        for rows, table in zip(
+            reversed(self.shape), reversed(list(self.weights)), strict=True
+        ):  # last axis runs fastest
             parts.append(nn.functional.embedding(rest % rows, table.flatten(0, -2)))
             rest = rest // rows
         return torch.cat(parts[::-1], dim=-1)

@@ -1,7 +1,12 @@
-"""The one attention kernel: queries against windows of keys, causal, with its log-sum-exp.
+"""The one attention kernel: queries against windows of keys, causal, with its log-sum-exp; forward and backward.
 
-Local, LSH, full and incremental attention are all this function on different windows.
+Local, LSH, full and incremental attention are all this on different windows. Slots are tokens in the order in which they are
+chunked: by position in local attention, by bucket in LSH attention. Each chunk of queries sees its own and the chunks before.
+
+Shapes: c chunks, L chunk length, b chunks before, W = (1 + b) L, D head size; `...` is one or more leading dimensions.
 """
+
+import math
 
 import torch
 
@@ -10,8 +15,11 @@ from reformer_core.dropout import dropout
 FUTURE = -1e9  # logit of a key after the query, and of padding
 SELF = -1e5  # logit of the query's own key in shared-QK attention: only if there is nothing else (paper, section 2)
 
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-def attend_windows(
+
+def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -25,7 +33,7 @@ def attend_windows(
     """Attention of each query to the keys of its window that aren't after it.
 
     The masks replace the logits rather than add to them, as in training: a query that sees only itself has to attend to
-    itself. Softmax and log-sum-exp are computed in float32 whatever the inputs are.
+    itself. Softmax and log-sum-exp are computed in float32 (float64 for float64) whatever the inputs are.
 
     Args:
         query: [..., q, D].
@@ -38,13 +46,199 @@ def attend_windows(
         generator: randomness of that dropout.
 
     Returns:
-        out [..., q, D] in the values' dtype, and the log-sum-exp of the logits, float32 [..., q].
+        out [..., q, D] in the values' dtype, and the log-sum-exp of the logits [..., q].
     """
-    logits = (query @ key.transpose(-1, -2)).float()
-    behind, ahead = query_position.unsqueeze(-1), key_position.unsqueeze(-2)
-    logits = logits.masked_fill(ahead > behind, FUTURE)
-    if shared_qk:
-        logits = logits.masked_fill(ahead == behind, SELF)
+    logits = _masked_logits(query, key, query_position, key_position, shared_qk)
     log_sum_exp = logits.logsumexp(dim=-1, keepdim=True)
     weights = dropout(torch.exp(logits - log_sum_exp), dropout_prob, generator)
     return weights.to(value.dtype) @ value, log_sum_exp.squeeze(-1)
+
+
+def attend_slots(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    position: torch.Tensor,
+    *,
+    length: int,
+    before: int,
+    shared_qk: bool,
+    dropout_prob: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of all chunks of a sequence of slots.
+
+    Args:
+        query: [..., c L, D], the slots but the first b chunks, which are only seen.
+        key: [..., (b + c) L, D].
+        value: [..., (b + c) L, D].
+        position: int [..., (b + c) L], the tokens' positions, broadcastable.
+        length: L.
+        before: b.
+
+    Returns:
+        out [..., c L, D] and the log-sum-exp [..., c L].
+    """
+    query, key_windows, value_windows, behind, ahead = _chunked(query, key, value, position, length, before)
+    if dropout_prob == 0 and query.device.type == "cpu":
+        mask = _additive_mask(behind, ahead, shared_qk, query.dtype)
+        out, log_sum_exp = _flash(*_merged(query, key_windows, value_windows), attn_mask=mask, scale=1.0)
+        out, log_sum_exp = out.reshape(query.shape), log_sum_exp.reshape(query.shape[:-1])
+        if shared_qk:
+            alone, own = _alone(behind, ahead), _own_keys(behind, ahead, before)
+            own_log_sum_exp = (SELF + own.log()).to(log_sum_exp.dtype)
+            own_weight = (own * torch.exp(SELF - own_log_sum_exp)).to(value.dtype)  # 1, as far as 1e5 is exact
+            own_value = value[..., before * length :, :].unflatten(-2, (-1, length))
+            out = torch.where(alone.unsqueeze(-1), own_value * own_weight.unsqueeze(-1), out)
+            log_sum_exp = torch.where(alone, own_log_sum_exp, log_sum_exp)
+    else:
+        out, log_sum_exp = attend(
+            query,
+            key_windows,
+            value_windows,
+            behind,
+            ahead,
+            shared_qk=shared_qk,
+            dropout_prob=dropout_prob,
+            generator=generator,
+        )
+    return out.flatten(-3, -2), log_sum_exp.flatten(-2)
+
+
+def attend_slots_backward(
+    grad_out: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    position: torch.Tensor,
+    out: torch.Tensor,
+    log_sum_exp: torch.Tensor,
+    *,
+    length: int,
+    before: int,
+    shared_qk: bool,
+    dropout_prob: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of query, key and value, in the shapes of `attend_slots`.
+
+    Given the `out` and `log_sum_exp` of all hash rounds together, this is one round's share of the gradients: a weight
+    is exp(logit - log_sum_exp), and its gradient needs of the other rounds only these two. So rounds can be
+    taken one after the other, here as in the forward pass.
+    """
+    flat_query = query
+    query, key_windows, value_windows, behind, ahead = _chunked(query, key, value, position, length, before)
+    grad_out, out = (x.unflatten(-2, (-1, length)) for x in (grad_out, out))
+    log_sum_exp = log_sum_exp.unflatten(-1, (-1, length))
+    if dropout_prob == 0 and query.device.type == "cpu":
+        mask = _additive_mask(behind, ahead, shared_qk, query.dtype)
+        merged = _merged(query, key_windows, value_windows)
+        if shared_qk:
+            alone = _alone(behind, ahead)
+            own_weight = torch.exp(SELF - log_sum_exp) * _own_keys(behind, ahead, before)
+            own_grad = (grad_out * own_weight.unsqueeze(-1)).masked_fill(~alone.unsqueeze(-1), 0)
+            grad_out = grad_out.masked_fill(alone.unsqueeze(-1), 0)
+        grads = _flash_backward(
+            grad_out.reshape(merged[0].shape),
+            *merged,
+            out.reshape(merged[0].shape),
+            log_sum_exp.reshape(merged[0].shape[:-1]),
+            0.0,
+            False,
+            attn_mask=mask,
+            scale=1.0,
+        )
+        shapes = (query.shape, key_windows.shape, value_windows.shape)
+        grad_query, grad_key, grad_value = (grad.reshape(shape) for grad, shape in zip(grads, shapes, strict=True))
+        if shared_qk:
+            grad_value[..., before * length :, :] += own_grad
+    else:
+        logits = _masked_logits(query, key_windows, behind, ahead, shared_qk)
+        weights = torch.exp(logits - log_sum_exp.unsqueeze(-1))
+        grad_weights = dropout((grad_out @ value_windows.transpose(-1, -2)).to(weights.dtype), dropout_prob, generator)
+        kept = weights if dropout_prob == 0 else weights * (grad_weights != 0) / (1 - dropout_prob)
+        grad_value = kept.to(value.dtype).transpose(-1, -2) @ grad_out
+        delta = (grad_out * out).to(weights.dtype).sum(dim=-1, keepdim=True)
+        grad_logits = (weights * (grad_weights - delta)).masked_fill(logits <= SELF, 0).to(query.dtype)
+        grad_query = grad_logits @ key_windows
+        grad_key = grad_logits.transpose(-1, -2) @ query
+    return (
+        grad_query.reshape(flat_query.shape),
+        _fold(grad_key, length, before),
+        _fold(grad_value, length, before),
+    )
+
+
+def _masked_logits(
+    query: torch.Tensor, key: torch.Tensor, query_position: torch.Tensor, key_position: torch.Tensor, shared_qk: bool
+) -> torch.Tensor:
+    logits = query @ key.transpose(-1, -2)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    behind, ahead = query_position.unsqueeze(-1), key_position.unsqueeze(-2)
+    logits = logits.masked_fill(ahead > behind, FUTURE)
+    return logits.masked_fill(ahead == behind, SELF) if shared_qk else logits
+
+
+def _additive_mask(behind: torch.Tensor, ahead: torch.Tensor, shared_qk: bool, dtype: torch.dtype) -> torch.Tensor:
+    """What a query doesn't see as a summand, [..., c, L, W] with the leading dimensions merged.
+
+    Its own key included, in shared-QK attention: a query that has nothing else is looked after separately, since
+    logits near -1e5 would be too coarse to add to.
+    """
+    behind, ahead = behind.unsqueeze(-1), ahead.unsqueeze(-2)
+    unseen = ahead >= behind if shared_qk else ahead > behind
+    mask = torch.zeros(unseen.shape, dtype=dtype, device=behind.device).masked_fill_(unseen, FUTURE)
+    return mask.flatten(0, -4) if mask.dim() > 3 else mask.unsqueeze(0)
+
+
+def _alone(behind: torch.Tensor, ahead: torch.Tensor) -> torch.Tensor:
+    """Whether a query sees no key but its own, [..., c, L]."""
+    return ahead.amin(dim=-1, keepdim=True) >= behind
+
+
+def _own_keys(behind: torch.Tensor, ahead: torch.Tensor, before: int) -> torch.Tensor:
+    """How often a query's own key is in its window, [..., c, L]: twice if the chunks before are of another round."""
+    own = torch.ones(behind.shape, device=behind.device)
+    first = slice(0, before)  # only there do two rounds meet
+    twice = ahead[..., first, :].unsqueeze(-2) == behind[..., first, :].unsqueeze(-1)
+    own[..., first, :] = twice.sum(dim=-1).to(own.dtype)
+    return own
+
+
+def _chunked(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, position: torch.Tensor, length: int, before: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries [..., c, L, D], views of the key and value windows [..., c, W, D], positions [..., c, L] and [..., c, W]."""
+    window = (1 + before) * length
+    return (
+        query.unflatten(-2, (-1, length)),
+        key.unfold(-2, window, length).transpose(-1, -2),
+        value.unfold(-2, window, length).transpose(-1, -2),
+        position[..., before * length :].unflatten(-1, (-1, length)),
+        position.unfold(-1, window, length),
+    )
+
+
+def _merged(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """[..., c, w, D] -> [prod(...), c, w, D], without copying overlapping windows."""
+    return tuple(
+        x.as_strided((math.prod(x.shape[:-3]), *x.shape[-3:]), (x.stride(-4), *x.stride()[-3:]))
+        if _leading_are_dense(x)
+        else x.flatten(0, -4)
+        for x in tensors
+    )
+
+
+def _leading_are_dense(x: torch.Tensor) -> bool:
+    leading = x.dim() - 3
+    return all(x.stride(i) == x.stride(i + 1) * x.shape[i + 1] for i in range(leading - 1))
+
+
+def _fold(windows: torch.Tensor, length: int, before: int) -> torch.Tensor:
+    """Adds up overlapping windows: [..., c, W, D] -> [..., (b + c) L, D]."""
+    chunks = windows.shape[-3]
+    parts = windows.unflatten(-2, (1 + before, length))  # [..., c, 1 + b, L, D]
+    total = parts.new_zeros(*parts.shape[:-4], before + chunks, length, parts.shape[-1])
+    for offset in range(1 + before):
+        total[..., offset : offset + chunks, :, :] += parts[..., offset, :, :]
+    return total.flatten(-3, -2)

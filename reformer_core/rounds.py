@@ -1,0 +1,177 @@
+"""Attention over the hash rounds, one after the other, forward and backward: memory doesn't grow with their number.
+
+Shapes: B batch, H heads, D head size, R hash rounds, L chunk length, n tokens, N padded tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import nn
+
+from reformer_core.window_attention import attend_slots, attend_slots_backward
+
+
+@dataclass(frozen=True)
+class SlotLayout:
+    """How sorted slots are cut into chunks, and the dropout of attention weights."""
+
+    length: int
+    """Slots a chunk, L."""
+    before: int
+    """Chunks before its own that a query sees."""
+    shared_qk: bool
+    """Whether keys are the normalised queries, so that a query's own key is masked."""
+    dropout_prob: float = 0.0
+    generator: torch.Generator | None = None
+    """None: no dropout."""
+
+
+def attend_rounds(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, order: torch.Tensor, layout: SlotLayout
+) -> torch.Tensor:
+    """Attention of all tokens, the rounds combined by their log-sum-exp; differentiable.
+
+    Args:
+        query, key, value: [B, H, n, D].
+        order: int64 [B, H, R, N], slot -> position a round; n and more is padding.
+
+    Returns:
+        [B, H, n, D].
+    """
+    return cast(torch.Tensor, _AttendRounds.apply(query, key, value, order, layout))
+
+
+class CombinedRounds:
+    """Attention over the windows of all rounds, from that over each: a running softmax over the log-sum-exps."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        """For outputs in the shape [..., D] and the dtype of `like`."""
+        self.out = torch.zeros_like(like)
+        exact = torch.promote_types(like.dtype, torch.float32)
+        self._peak = like.new_full(like.shape[:-1], -torch.inf, dtype=exact)
+        self._total = torch.zeros_like(self._peak)
+
+    def add(self, out: torch.Tensor, log_sum_exp: torch.Tensor) -> None:
+        """One round's outputs [..., D] and log-sum-exps [...]."""
+        peak = torch.maximum(self._peak, log_sum_exp)
+        share, more = torch.exp(self._peak - peak), torch.exp(log_sum_exp - peak)
+        self.out = (self.out * share.unsqueeze(-1) + out * more.unsqueeze(-1)).to(out.dtype)
+        self._peak, self._total = peak, self._total * share + more
+
+    def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The outputs [..., D] and log-sum-exps, float32 [...], of all rounds.
+
+        Scaled by the log-sum-exp as it is rounded, not by the total: that is what the released models do to a token that
+        sees only itself, whose log-sum-exp is about -1e5 and as coarse as 1/128.
+        """
+        log_sum_exp = self._peak + self._total.log()
+        return (self.out * torch.exp(self._peak - log_sum_exp).unsqueeze(-1)).to(self.out.dtype), log_sum_exp
+
+
+def gather_tokens(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """x [..., N, D] at positions int64 [..., m] -> [..., m, D]."""
+    return x.gather(-2, positions.unsqueeze(-1).expand(*positions.shape, x.shape[-1]))
+
+
+class _Context(Protocol):
+    """What autograd's context object holds between the two passes."""
+
+    layout: SlotLayout
+    generator_state: torch.Tensor | None
+    saved_tensors: tuple[torch.Tensor, ...]
+
+    def save_for_backward(self, *tensors: torch.Tensor) -> None: ...
+
+
+class _AttendRounds(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]  # autograd declares *args
+        ctx: _Context,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        order: torch.Tensor,
+        layout: SlotLayout,
+    ) -> torch.Tensor:
+        generator = layout.generator
+        ctx.layout, ctx.generator_state = layout, None if generator is None else generator.get_state()
+        tokens = query.shape[-2]
+        padded_query, padded_key, padded_value = (_pad(x, order) for x in (query, key, value))
+        combined = CombinedRounds(value)
+        for slots, query_slots in _ring(order, layout):
+            round_out, log_sum_exp = attend_slots(
+                gather_tokens(padded_query, query_slots),
+                gather_tokens(padded_key, slots),
+                gather_tokens(padded_value, slots),
+                slots,
+                length=layout.length,
+                before=layout.before,
+                shared_qk=layout.shared_qk,
+                dropout_prob=layout.dropout_prob,
+                generator=generator,
+            )
+            slot_of = _inverse(query_slots)[..., :tokens]
+            combined.add(gather_tokens(round_out, slot_of), log_sum_exp.gather(-1, slot_of))
+        out, total = combined.finish()
+        ctx.save_for_backward(query, key, value, order, out, total)
+        return out
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: _Context, grad_out: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
+        query, key, value, order, out, total = ctx.saved_tensors
+        layout = ctx.layout
+        generator = None
+        if ctx.generator_state is not None:
+            generator = torch.Generator(query.device)
+            generator.set_state(ctx.generator_state)
+        tokens = query.shape[-2]
+        query, key, value, out, grad_out = (_pad(x, order) for x in (query, key, value, out, grad_out))
+        total = nn.functional.pad(total, (0, order.shape[-1] - tokens))
+        grads = [torch.zeros_like(x) for x in (query, key, value)]
+        for slots, query_slots in _ring(order, layout):
+            round_grads = attend_slots_backward(
+                gather_tokens(grad_out, query_slots),
+                gather_tokens(query, query_slots),
+                gather_tokens(key, slots),
+                gather_tokens(value, slots),
+                slots,
+                gather_tokens(out, query_slots),
+                total.gather(-1, query_slots),
+                length=layout.length,
+                before=layout.before,
+                shared_qk=layout.shared_qk,
+                dropout_prob=layout.dropout_prob,
+                generator=generator,
+            )
+            for grad, at, more in zip(grads, (query_slots, slots, slots), round_grads, strict=True):
+                grad.scatter_add_(-2, at.unsqueeze(-1).expand_as(more), more)
+        grad_query, grad_key, grad_value = (grad[..., :tokens, :] for grad in grads)
+        return grad_query, grad_key, grad_value, None, None
+
+
+def _ring(order: torch.Tensor, layout: SlotLayout) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """A round's slots [B, H, b L + N], those seen before its first chunk included, and its own [B, H, N].
+
+    All rounds lie on one axis, a ring: before a round's first chunk comes the last chunk of the round before.
+    """
+    ring, padded, reach = order.flatten(-2), order.shape[-1], layout.before * layout.length
+    ring = torch.cat([ring[..., ring.shape[-1] - reach :], ring], dim=-1)
+    starts = range(0, order.shape[-2] * padded, padded)
+    return [
+        (ring[..., start : start + padded + reach], ring[..., start + reach : start + reach + padded])
+        for start in starts
+    ]
+
+
+def _inverse(order: torch.Tensor) -> torch.Tensor:
+    """slot -> position, int64 [..., N], to position -> slot."""
+    slots = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, slots)
+
+
+def _pad(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """[B, H, n, D] -> [B, H, N, D]."""
+    return nn.functional.pad(x, (0, 0, 0, order.shape[-1] - x.shape[-2]))
