@@ -96,7 +96,7 @@ class SentencePieceTokenizer:
 
     def _drops_first_space(self) -> bool:
         """Whether decoding takes away a text's first space, because encoding adds one (or trims them)."""
-        for token_id, token in enumerate(self._token_bytes):
-            if token.startswith(b" ") and not self._processor.is_unknown(token_id):
+        for token_id in range(self.vocab_size):
+            if self._processor.id_to_piece(token_id).startswith(SPACE):
                 return not self._processor.decode([token_id]).startswith(" ")
         return False
