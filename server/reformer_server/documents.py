@@ -102,8 +102,9 @@ class DocumentRegistry:
         """The document of an equal content, if there is one, whatever its id. Retain it before the next await."""
         self.sweep()
         shared = self._by_content.get(key)
-        if shared is None or (with_scores and shared.document.scores is None):
-            return None
+        if shared is not None and with_scores and shared.document.scores is None:
+            shared = None
+        self._count_lookup(shared)
         return shared
 
     def check(self, announced: UploadHeader) -> Entry | None:
@@ -140,7 +141,7 @@ class DocumentRegistry:
         """Raises DocumentNotFoundError and DocumentNotReadyError."""
         self.sweep()
         entry = self._entries.get(document_id)
-        self._metrics.lookups.labels("hit" if entry else "miss").inc()
+        self._count_lookup(entry)
         if entry is not None:
             return entry
         state = self._uploads.state(document_id)
@@ -187,6 +188,9 @@ class DocumentRegistry:
             self._expired[entry.document_id] = None
             if len(self._expired) > MAX_REMEMBERED_IDS:
                 self._expired.popitem(last=False)
+
+    def _count_lookup(self, found: object | None) -> None:
+        self._metrics.lookups.labels("miss" if found is None else "hit").inc()
 
     def _evict(self, entry: Entry, reason: str) -> None:
         del self._entries[entry.document_id]

@@ -4,7 +4,9 @@ Base units; labels are few and bounded: never a document's id, never a tenant.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import product
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, PlatformCollector, ProcessCollector
 from prometheus_client import start_http_server as start_prometheus_server
@@ -12,6 +14,8 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from reformer_core.events import Event, Finished, Started
+
+T = TypeVar("T", Counter, Histogram)
 
 SHORT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 LONG_SECONDS = (
@@ -46,39 +50,50 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
 
-        def counter(name: str, help: str, *labels: str) -> Counter:
-            return Counter(f"reformer_{name}", help, labels, registry=registry)
+        def counter(name: str, help: str, **labels: tuple[str, ...]) -> Counter:
+            return shown(Counter(f"reformer_{name}", help, list(labels), registry=registry), labels)
 
-        def histogram(name: str, help: str, *labels: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"reformer_{name}", help, labels, registry=registry, buckets=buckets)
+        def histogram(name: str, help: str, buckets: tuple[float, ...], **labels: tuple[str, ...]) -> Histogram:
+            metric = Histogram(f"reformer_{name}", help, list(labels), registry=registry, buckets=buckets)
+            return shown(metric, labels)
 
-        self.requests = counter("requests_total", "Calls that ended, by their status code.", "method", "code")
+        def shown(metric: T, labels: Mapping[str, tuple[str, ...]]) -> T:
+            """Shows every series whose label's values are known beforehand from the beginning, as 0."""
+            for values in product(*labels.values()) if labels else ():
+                metric.labels(*values)
+            return metric
+
+        self.requests = counter("requests_total", "Calls that ended, by their status code.", method=(), code=())
         self.request_duration = histogram(
-            "request_duration_seconds", "From a call's arrival to its end.", "method", buckets=LONG_SECONDS
+            "request_duration_seconds", "From a call's arrival to its end.", LONG_SECONDS, method=()
         )
-        self.queue = histogram("queue_seconds", "Waiting for a place in the engine.", buckets=LONG_SECONDS)
-        self.prefill = histogram("prefill_seconds", "Reading a document or a prompt.", buckets=LONG_SECONDS)
+        self.queue = histogram("queue_seconds", "Waiting for a place in the engine.", LONG_SECONDS)
+        self.prefill = histogram("prefill_seconds", "Reading a document or a prompt.", LONG_SECONDS)
         self.time_to_first_token = histogram(
             "time_to_first_token_seconds",
             "From a Generate call's arrival to its first token; hit: it named a document.",
-            "cache",
-            buckets=LONG_SECONDS,
+            LONG_SECONDS,
+            cache=("hit", "miss"),
         )
         self.time_per_output_token = histogram(
-            "time_per_output_token_seconds", "Mean time of a generation's tokens but the first.", buckets=SHORT_SECONDS
+            "time_per_output_token_seconds", "Mean time of a generation's tokens but the first.", SHORT_SECONDS
         )
-        self.prefill_tokens = counter("prefill_tokens_total", "Tokens that were read, or didn't have to be.", "source")
+        self.prefill_tokens = counter(
+            "prefill_tokens_total", "Tokens that were read, or didn't have to be.", source=("computed", "cached")
+        )
         self.generated_tokens = counter("generated_tokens_total", "Tokens that were generated.")
         self.scored_tokens = counter("scored_tokens_total", "Tokens that were scored.")
-        self.lookups = counter("document_cache_lookups_total", "Documents asked for by id or by content.", "result")
-        self.evictions = counter("document_cache_evictions_total", "Documents that were dropped.", "reason")
+        self.lookups = counter(
+            "document_cache_lookups_total", "Documents asked for by id or by content.", result=("hit", "miss")
+        )
+        self.evictions = counter(
+            "document_cache_evictions_total", "Documents that were dropped.", reason=("expired", "deleted")
+        )
         self._cancelled = counter(
-            "cancelled_total", "Requests that were cancelled, by the phase they were in.", "phase"
+            "cancelled_total", "Requests that were cancelled.", phase=("waiting", "prefill", "decode")
         )
         self._cancel_latency = histogram(
-            "cancel_latency_seconds",
-            "Until the engine has stopped working on a cancelled request.",
-            buckets=SHORT_SECONDS,
+            "cancel_latency_seconds", "Until the engine has stopped working on a cancelled request.", SHORT_SECONDS
         )
 
     def cancelled(self, phase: str, latency_seconds: float) -> None:

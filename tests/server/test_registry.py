@@ -1,8 +1,11 @@
 """The registry and the uploads by themselves, with a clock that the test moves."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -11,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from reformer.v1 import document_pb2
 from reformer_server.content import ContentKey
 from reformer_server.documents import MAX_REMEMBERED_IDS, DocumentRegistry
-from reformer_server.errors import DocumentExistsError, DocumentNotFoundError, UploadMemoryError
+from reformer_server.errors import DocumentExistsError, DocumentNotFoundError, UploadAbortedError, UploadMemoryError
 from reformer_server.metrics import Metrics
 from reformer_server.uploads import UploadHeader, Uploads
 
@@ -45,7 +48,8 @@ class Registry(RuleBasedStateMachine):
         self.living: list[SimpleNamespace] = []
         self.registry = DocumentRegistry(make_uploads(self.clock), Metrics(), self.living.remove, self.clock)
         self.leases: dict[str, tuple[bytes, float]] = {}  # what should be there: content and end of lease
-        self.readers: list[tuple[bytes, object]] = []
+        self.readers: list[tuple[bytes, Any]] = []
+        self.loop = asyncio.new_event_loop()
 
     @rule(id=st.sampled_from("abc"), content=st.sampled_from([b"x", b"y"]), lease=st.integers(1, 20))
     def create(self, id: str, content: bytes, lease: int) -> None:
@@ -80,17 +84,20 @@ class Registry(RuleBasedStateMachine):
     def read(self, id: str) -> None:
         use = self.registry.use(id)
         if id in self.leases:
-            asyncio.run(use.__aenter__())
+            self.loop.run_until_complete(use.__aenter__())
             self.readers.append((self.leases[id][0], use))
         else:
             with pytest.raises(DocumentNotFoundError):
-                asyncio.run(use.__aenter__())
+                self.loop.run_until_complete(use.__aenter__())
 
     @rule(index=st.integers(0, 5))
     def finish_reading(self, index: int) -> None:
         if index < len(self.readers):
             _, use = self.readers.pop(index)
-            asyncio.run(use.__aexit__(None, None, None))  # type: ignore[attr-defined]
+            self.loop.run_until_complete(use.__aexit__(None, None, None))
+
+    def teardown(self) -> None:
+        self.loop.close()
 
     @invariant()
     def memory_is_what_can_be_reached(self) -> None:
@@ -161,3 +168,31 @@ async def test_running_uploads_are_never_forgotten() -> None:
         assert (caught.value.needed_bytes, caught.value.free_bytes) == (30, 20)
         uploads.sweep()
         assert upload.nbytes == 80
+
+
+@pytest.mark.parametrize("writing", [False, True])
+async def test_taken_over_call_ends_wherever_it_is(writing: bool) -> None:
+    """Reading the next chunk or, with its handler suspended at a `yield`, writing a response."""
+    uploads = make_uploads(Clock())
+    header = UploadHeader("a", TEXT, 80, None)
+    holding = asyncio.Event()
+
+    async def handler() -> AsyncIterator[None]:
+        async with uploads.hold(header):
+            holding.set()
+            if not writing:
+                await asyncio.sleep(10)
+            yield
+
+    async def call() -> None:
+        async with aclosing(handler()) as responses:
+            async for _ in responses:
+                await asyncio.sleep(10)
+
+    first = asyncio.create_task(call())
+    await holding.wait()
+    async with uploads.hold(header):
+        with pytest.raises(UploadAbortedError):
+            await first
+        assert first.cancelling() == 0
+    assert uploads.state("a") == "uploading"
