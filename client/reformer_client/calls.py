@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -78,6 +79,8 @@ class Caller:
         seconds = next((each for each in (timeout, self._timeout_seconds, default_timeout) if each is not None), None)
         if seconds is not None and not seconds > 0:
             raise ValueError(f"timeout is in seconds and must be above 0, but is {seconds}")
+        if document_id is not None and not re.fullmatch(r"[A-Za-z0-9._~-]{1,128}", document_id):  # a header, too
+            raise ValueError(f"a document's id must be 1 to 128 characters of [A-Za-z0-9._~-], but is {document_id!r}")
         return Call(self.services, Attempts(self._retry, None if seconds == math.inf else seconds), document_id)
 
     async def unary(

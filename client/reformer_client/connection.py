@@ -91,6 +91,8 @@ class Connection:
         token = self.token() if callable(self.token) else self.token
         if inspect.isawaitable(token):
             token = await token
+        if not re.fullmatch(r"[!-~]+", token):
+            raise ValueError("the token is empty, or has characters that no token has, such as a newline at its end")
         return [("authorization", f"Bearer {token}")]
 
 

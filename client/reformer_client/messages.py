@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -23,6 +23,7 @@ from reformer_client.results import (
     Usage,
 )
 from reformer_client.scores import ScoreBlock, float32_view, uint32_view
+from reformer_client.token_ids import token_ids
 
 
 class Sampling(TypedDict, total=False):
@@ -51,12 +52,19 @@ class Sampling(TypedDict, total=False):
 
 
 def sampling_message(sampling: Sampling) -> inference_pb2.SamplingParams:
-    """Raises TypeError for unknown or wrongly typed parameters; the server judges their values."""
+    """Raises TypeError or ValueError for what can't be sent; the server judges the values."""
     if unknown := sampling.keys() - Sampling.__annotations__.keys():
         known = ", ".join(Sampling.__annotations__)
         raise TypeError(f"there is no sampling parameter {', '.join(sorted(unknown))}; there are {known}")
-    stop = sampling.get("stop", ())
-    return inference_pb2.SamplingParams(**(sampling | {"stop": [stop] if isinstance(stop, str) else stop}))
+    message = inference_pb2.SamplingParams()
+    for name, value in sampling.items():
+        is_one_stop = name == "stop" and isinstance(value, str)  # else its characters would be taken for texts
+        field: dict[str, Any] = {name: [value] if is_one_stop else value}
+        try:
+            message.MergeFrom(inference_pb2.SamplingParams(**field))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name} can't be {value!r}: {error}") from None
+    return message
 
 
 def generate_message(
@@ -79,10 +87,8 @@ def continuation_message(continuation: str | Sequence[int]) -> inference_pb2.Con
 
 
 def token_ids_message(ids: Sequence[int]) -> inference_pb2.TokenIds:
-    """Raises TypeError for anything else than ints, bytes among them, which would pass as ints."""
-    if isinstance(ids, bytes | bytearray | memoryview):
-        raise TypeError(f"pass a str (text) or a sequence of token ids, not {type(ids).__name__}")
-    return inference_pb2.TokenIds(ids=ids)
+    """Raises TypeError for what are no ints, ValueError for what no id can be."""
+    return inference_pb2.TokenIds(ids=token_ids(ids))
 
 
 def duration_message(seconds: float | None) -> Duration | None:

@@ -1,6 +1,5 @@
 """What can be uploaded, and how it is read: in blocks, from any offset that it still can give."""
 
-import array
 import asyncio
 import hashlib
 import io
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from reformer.v1 import document_pb2
+from reformer_client.token_ids import token_ids
 
 BLOCK_BYTES = 256 * 1024
 MAX_CHUNK_BYTES = 512 * 1024  # of the contract
@@ -70,7 +70,7 @@ def open_content(source: Source) -> Content:
     if hasattr(source, "read"):
         file = cast(BinaryIO, source)
         return FileContent(file) if file.seekable() else IterableContent(iter(partial(file.read, BLOCK_BYTES), b""))
-    if (ids := _token_ids(source)) is not None:
+    if (ids := _encoded_ids(source)) is not None:
         return BytesContent(ids, document_pb2.CONTENT_TYPE_TOKEN_IDS)
     if isinstance(source, Iterable | AsyncIterable):
         return IterableContent(cast("Iterable[bytes] | AsyncIterable[bytes]", source))
@@ -80,27 +80,21 @@ def open_content(source: Source) -> Content:
     )
 
 
-def _token_ids(source: object) -> bytes | None:
+def _encoded_ids(source: object) -> bytes | None:
     """Little-endian uint32 ids if `source` is a sequence (or a buffer) of ints, else None."""
     if isinstance(source, Sequence):
         if not source or isinstance(source[0], bytes | bytearray | memoryview):
             return None
-        ids = source
+        ids = token_ids(source)
     else:
         try:
-            ids = memoryview(source).tolist()  # type: ignore[arg-type]  # arrays of other libraries
+            buffer = memoryview(source)  # type: ignore[arg-type]  # arrays, whosever they are
         except TypeError:
             return None
-    try:
-        encoded = array.array("I", ids)
-    except TypeError:
-        raise TypeError(f"token ids must be ints, but the sequence holds others: {ids[:3]!r}…") from None
-    except OverflowError:
-        wrong = next(id for id in ids if not 0 <= id < 2**32)
-        raise ValueError(f"token ids must be between 0 and 2**32 - 1, but one is {wrong}") from None
+        ids = token_ids(buffer.tolist())
     if sys.byteorder == "big":
-        encoded.byteswap()
-    return encoded.tobytes()
+        ids.byteswap()
+    return ids.tobytes()
 
 
 class BytesContent:

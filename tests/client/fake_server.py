@@ -23,7 +23,7 @@ class FakeServer:
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, str]]] = []
         """Each call's method and metadata."""
-        self.requests: list[Message] = []
+        self.requests: list[Any] = []
         self.cancelled: Counter[str] = Counter()
         self.failures: dict[str, deque[Failure]] = defaultdict(deque)
         self.break_upload_at: deque[int] = deque()

@@ -17,7 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 
 from reformer_client.cli import main
-from reformer_client.cli.group import explain
+from reformer_client.cli.explain import explain
 from reformer_client.cli.output import ProgressBar
 from reformer_client.errors import ERROR_CLASSES
 from reformer_client.results import Progress
@@ -181,8 +181,10 @@ def test_wrong_usage(reformer: Command, tmp_path: Path) -> None:
     assert "Missing argument" in reformer("score", exit_code=2).stderr
     assert "No such command" in reformer("sing", exit_code=2).stderr
     result = CliRunner().invoke(main, ["--server", "example.com:1", "--token", "secret", "documents", "list"])
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     assert "unencrypted" in result.stderr
+    assert "max_tokens can't be -1" in reformer("generate", "x", "--max-tokens", "-1", exit_code=1).stderr
+    assert "must be 1 to 128 characters" in reformer("documents", "show", "дом", exit_code=1).stderr
     (tmp_path / "a.pem").write_text("x")
     result = reformer("--tls-cert", tmp_path / "a.pem", "documents", "list", exit_code=2)
     assert "private_key is missing" in result.stderr

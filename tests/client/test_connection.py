@@ -92,6 +92,14 @@ async def test_tokens_are_asked_for_before_every_call(server: FakeServer) -> Non
     assert sent == ["Bearer sync-0", "Bearer sync-1", "Bearer async-2"]
 
 
+@pytest.mark.parametrize("token", ["", "secret\n", "a b", "ключ"])
+def test_a_token_that_cant_be_sent(server: FakeServer, token: str) -> None:
+    with Client(server.address, token=token) as client, pytest.raises(ValueError, match="no token has") as raised:
+        client.model()
+    assert not token or token not in str(raised.value)
+    assert server.calls == []
+
+
 def test_no_token_no_header(client: Client, server: FakeServer) -> None:
     client.model()
     assert "authorization" not in server.calls[-1][1]

@@ -240,6 +240,15 @@ def test_wrong_arguments_are_refused_before_anything_is_sent(client: Client, ser
         client.generate("x", max_token=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="not bytes"):
         client.generate(b"x")
+    with pytest.raises(TypeError, match="temperature can't be 'hot'"):
+        client.generate("x", temperature="hot")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="max_tokens can't be -1"):
+        client.generate("x", max_tokens=-1)
+    with pytest.raises(ValueError, match="one is 4294967296"):
+        client.generate([1, 2**32])
+    for wrong in ("", "a b", "дом", "a\n", "x" * 129):
+        with pytest.raises(ValueError, match=r"1 to 128 characters of \[A-Za-z0-9._~-\]"):
+            client.documents.get(wrong)
     with pytest.raises(TypeError, match="not one str"):
         document.score_continuations("yes")
     with pytest.raises(ValueError, match="must be above 0, but is -1"):

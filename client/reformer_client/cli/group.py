@@ -1,12 +1,9 @@
-"""The group of commands: finds those of other packages without importing them, and explains errors in one line."""
+"""The group of commands: it finds those of other packages without importing them."""
 
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import click
-
-from reformer_client import errors
-from reformer_client.cli.settings import Settings
 
 _HELP = {
     "plan": "Show how much memory a model and its documents need.",
@@ -27,17 +24,6 @@ class ReformerGroup(click.Group):
         found = entry_points(group="reformer.commands", name=cmd_name)
         return next((LazyCommand(entry_point) for entry_point in found), None)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except errors.ReformerError as error:
-            server = ctx.obj.server if isinstance(ctx.obj, Settings) else "the server"
-            raise click.ClickException(explain(error, server)) from error
-        except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                raise  # click ends the program silently
-            raise click.ClickException(str(error)) from error
-
 
 class LazyCommand(click.Command):
     """Stands for a command of another package until it is called: `reformer --help` must not import torch."""
@@ -57,35 +43,3 @@ class LazyCommand(click.Command):
                 'pip install "reformer-serve[server]"'
             ) from error
         return command.make_context(info_name, args, parent, **extra)
-
-
-def explain(error: errors.ReformerError, server: str) -> str:
-    """What went wrong and what to do, in one line."""
-    told = "; ".join(f"{each.field}: {each.description}" for each in error.field_violations)
-    message = " ".join((f"{error.message} ({told})" if told and told not in error.message else error.message).split())
-    hint = _hint(error, server)
-    return f"{message.rstrip('.')}. {hint}" if hint else message
-
-
-def _hint(error: errors.ReformerError, server: str) -> str:
-    match error:
-        case errors.UnavailableError():
-            return f"Is a server running at {server}? `reformer serve` starts one, --server names another."
-        case errors.DeadlineExceededError():
-            return "Allow more with --timeout SECONDS."
-        case errors.NotFoundError():
-            return "`reformer documents list` shows what is there."
-        case errors.AlreadyExistsError():
-            return "Choose another --id, or delete the document first."
-        case errors.ResourceExhaustedError(retry_after_seconds=None):
-            return "Delete documents that are not needed, or try again later."
-        case errors.ResourceExhaustedError():
-            return f"Try again in {error.retry_after_seconds:.0f} s."
-        case errors.UnauthenticatedError() | errors.PermissionDeniedError():
-            return "Pass a valid token: --token, or REFORMER_TOKEN in the environment."
-        case errors.UnimplementedError():
-            return f"Does a Reformer server of this version run at {server}?"
-        case errors.InternalError() | errors.UnknownError():
-            return f"The server's log says more about request {error.request_id or 'unknown'}."
-        case _:
-            return ""

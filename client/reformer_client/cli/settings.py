@@ -1,14 +1,18 @@
 """What the commands share: the server to talk to."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 
+from reformer_client.cli.explain import explain
 from reformer_client.client import Client
 from reformer_client.connection import TLS
+from reformer_client.errors import ReformerError
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,18 @@ class Settings:
     token: str | None
     tls: TLS | None
 
-    def client(self) -> Client:
-        """A client of the server; raises click.UsageError for options that don't go together."""
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """A client of the server; what goes wrong with it becomes one line that says what to do."""
         try:
-            return Client(self.server, timeout=self.timeout_seconds, tls=self.tls, token=self.token)
-        except ValueError as error:
-            raise click.UsageError(str(error)) from None
+            with Client(self.server, timeout=self.timeout_seconds, tls=self.tls, token=self.token) as client:
+                yield client
+        except ReformerError as error:
+            raise click.ClickException(explain(error, self.server)) from error
+        except BrokenPipeError:
+            raise  # whoever read the output has enough of it: click ends the program silently
+        except (OSError, ValueError) as error:
+            raise click.ClickException(str(error)) from error
 
 
 pass_settings = click.make_pass_decorator(Settings)

@@ -1,0 +1,35 @@
+"""Errors as users of the command see them."""
+
+from reformer_client import errors
+
+
+def explain(error: errors.ReformerError, server: str) -> str:
+    """What went wrong and what to do, in one line."""
+    told = "; ".join(f"{each.field}: {each.description}" for each in error.field_violations)
+    message = " ".join((f"{error.message} ({told})" if told and told not in error.message else error.message).split())
+    hint = _hint(error, server)
+    return f"{message.rstrip('.')}. {hint}" if hint else message
+
+
+def _hint(error: errors.ReformerError, server: str) -> str:
+    match error:
+        case errors.UnavailableError():
+            return f"Is a server running at {server}? `reformer serve` starts one, --server names another."
+        case errors.DeadlineExceededError():
+            return "Allow more with --timeout SECONDS."
+        case errors.NotFoundError():
+            return "`reformer documents list` shows what is there."
+        case errors.AlreadyExistsError():
+            return "Choose another --id, or delete the document first."
+        case errors.ResourceExhaustedError(retry_after_seconds=None):
+            return "Delete documents that are not needed, or try again later."
+        case errors.ResourceExhaustedError():
+            return f"Try again in {error.retry_after_seconds:.0f} s."
+        case errors.UnauthenticatedError() | errors.PermissionDeniedError():
+            return "Pass a valid token: --token, or REFORMER_TOKEN in the environment."
+        case errors.UnimplementedError():
+            return f"Does a Reformer server of this version run at {server}?"
+        case errors.InternalError() | errors.UnknownError():
+            return f"The server's log says more about request {error.request_id or 'unknown'}."
+        case _:
+            return ""
