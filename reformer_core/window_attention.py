@@ -1,7 +1,8 @@
 """The one attention kernel: queries against windows of keys, causal, with its log-sum-exp; forward and backward.
 
-Local, LSH, full and incremental attention are all this on different windows. Slots are tokens in the order in which they are
-chunked: by position in local attention, by bucket in LSH attention. Each chunk of queries sees its own and the chunks before.
+Local, LSH, full and incremental attention are all this on different windows. Slots are tokens in the order in which
+they are chunked: by position in local attention, by bucket in LSH attention. Each chunk of queries sees its own and the
+chunks before.
 
 Shapes: c chunks, L chunk length, b chunks before, W = (1 + b) L, D head size; `...` is one or more leading dimensions.
 """
@@ -133,6 +134,7 @@ def attend_slots_backward(
     if dropout_prob == 0 and query.device.type == "cpu":
         mask = _additive_mask(behind, ahead, shared_qk, query.dtype)
         merged = _merged(query, key_windows, value_windows)
+        own_grad = None
         if shared_qk:
             alone = _alone(behind, ahead)
             own_weight = torch.exp(SELF - log_sum_exp) * _own_keys(behind, ahead, before)
@@ -150,14 +152,14 @@ def attend_slots_backward(
         )
         shapes = (query.shape, key_windows.shape, value_windows.shape)
         grad_query, grad_key, grad_value = (grad.reshape(shape) for grad, shape in zip(grads, shapes, strict=True))
-        if shared_qk:
+        if own_grad is not None:
             grad_value[..., before * length :, :] += own_grad
     else:
         logits = _masked_logits(query, key_windows, behind, ahead, shared_qk)
         weights = torch.exp(logits - log_sum_exp.unsqueeze(-1))
-        grad_weights = dropout((grad_out @ value_windows.transpose(-1, -2)).to(weights.dtype), dropout_prob, generator)
-        kept = weights if dropout_prob == 0 else weights * (grad_weights != 0) / (1 - dropout_prob)
-        grad_value = kept.to(value.dtype).transpose(-1, -2) @ grad_out
+        kept = dropout(torch.ones_like(weights), dropout_prob, generator)  # 0, or what the rest was scaled by
+        grad_value = (weights * kept).to(value.dtype).transpose(-1, -2) @ grad_out
+        grad_weights = (grad_out @ value_windows.transpose(-1, -2)).to(weights.dtype) * kept
         delta = (grad_out * out).to(weights.dtype).sum(dim=-1, keepdim=True)
         grad_logits = (weights * (grad_weights - delta)).masked_fill(logits <= SELF, 0).to(query.dtype)
         grad_query = grad_logits @ key_windows
@@ -208,7 +210,7 @@ def _own_keys(behind: torch.Tensor, ahead: torch.Tensor, before: int) -> torch.T
 def _chunked(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, position: torch.Tensor, length: int, before: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Queries [..., c, L, D], views of the key and value windows [..., c, W, D], positions [..., c, L] and [..., c, W]."""
+    """Queries [..., c, L, D], views of key and value windows [..., c, W, D], positions [..., c, L], [..., c, W]."""
     window = (1 + before) * length
     return (
         query.unflatten(-2, (-1, length)),
@@ -238,7 +240,7 @@ def _fold(windows: torch.Tensor, length: int, before: int) -> torch.Tensor:
     """Adds up overlapping windows: [..., c, W, D] -> [..., (b + c) L, D]."""
     chunks = windows.shape[-3]
     parts = windows.unflatten(-2, (1 + before, length))  # [..., c, 1 + b, L, D]
-    total = parts.new_zeros(*parts.shape[:-4], before + chunks, length, parts.shape[-1])
+    total: torch.Tensor = parts.new_zeros(*parts.shape[:-4], before + chunks, length, parts.shape[-1])
     for offset in range(1 + before):
         total[..., offset : offset + chunks, :, :] += parts[..., offset, :, :]
     return total.flatten(-3, -2)
