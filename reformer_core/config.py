@@ -181,7 +181,7 @@ class ReformerConfig:
         return math.lcm(*self.chunk_lengths)
 
     def padded_length(self, tokens: int) -> int:
-        """Length that a sequence is padded to: sequences of more than the smallest chunk to a multiple of all chunks."""
+        """Length a sequence is padded to: a multiple of all chunk lengths, if it is longer than the smallest."""
         if tokens <= min(self.chunk_lengths):
             return tokens
         return -(-tokens // self.chunk_multiple) * self.chunk_multiple

@@ -1,4 +1,6 @@
-"""Locality-sensitive hashing: vectors that point the same way get the same bucket (paper, section 2; Andoni et al. 2015).
+"""Locality-sensitive hashing: vectors that point the same way get the same bucket.
+
+Paper, section 2, after Andoni et al., arXiv 1509.02897.
 
 Shapes: H heads, D head size, R hash rounds, n tokens.
 """
@@ -9,7 +11,7 @@ import torch
 
 
 def draw_rotations(seed: int, heads: int, head_size: int, rounds: int, factors: Sequence[int]) -> torch.Tensor:
-    """Random rotations, float32 [H, D, R, sum(factors) / 2], from a private generator: the global state stays as it is."""
+    """Random rotations, float32 [H, D, R, sum(factors) / 2], from a private generator, not the global one."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(heads, head_size, rounds, sum(factors) // 2, generator=generator)
 

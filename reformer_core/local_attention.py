@@ -11,7 +11,6 @@ from torch import nn
 from reformer_core.config import ReformerConfig
 from reformer_core.dropout import dropout
 from reformer_core.rounds import SlotLayout, attend_rounds
-from reformer_core.window_attention import attend_slots
 
 
 class LocalAttention(nn.Module):

@@ -3,8 +3,8 @@
     y1 = x1 + Attention(x2)        x2 = y2 - FeedForward(y1)
     y2 = x2 + FeedForward(y1)      x1 = y1 - Attention(x2)
 
-So nothing is kept per layer but the LSH buckets: small integers, which must be the very ones of the forward pass, for the
-rebuilt inputs differ from it by rounding. Dropout repeats itself by seeding its generator again.
+So nothing is kept per layer but the LSH buckets: small integers, which must be the very ones of the forward pass, for
+the rebuilt inputs differ from it by rounding. Dropout repeats itself by seeding its generator again.
 
 Shapes: B batch, n tokens, d width.
 """
@@ -12,7 +12,7 @@ Shapes: B batch, n tokens, d width.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import nn
@@ -42,7 +42,7 @@ def run_layers(
         dropout_seed: None for inference, without dropout.
     """
     parameters = [parameter for layer in layers for parameter in layer.parameters()]
-    streams = _ReversibleLayers.apply(hidden, layers, dropout_seed, *parameters)
+    streams = _ReversibleLayers.apply(hidden, layers, dropout_seed, *parameters)  # type: ignore[no-untyped-call]
     return cast(tuple[torch.Tensor, torch.Tensor], streams)
 
 
@@ -61,7 +61,7 @@ class _Context(Protocol):
 
 class _ReversibleLayers(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]  # autograd declares *args
+    def forward(
         ctx: _Context, hidden: torch.Tensor, layers: Sequence[Layer], seed: int | None, *_: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         device = hidden.device.type
@@ -82,9 +82,7 @@ class _ReversibleLayers(torch.autograd.Function):
         return stream1, stream2
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: _Context, grad1: torch.Tensor, grad2: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: _Context, grad1: torch.Tensor, grad2: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         stream1, stream2 = (stream.clone() for stream in ctx.saved_tensors)
         grad1, grad2 = grad1.clone(), grad2.clone()
         parameter_grads: list[list[torch.Tensor | None]] = []

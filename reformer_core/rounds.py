@@ -39,7 +39,8 @@ def attend_rounds(
     Returns:
         [B, H, n, D].
     """
-    return cast(torch.Tensor, _AttendRounds.apply(query, key, value, order, layout))
+    out = _AttendRounds.apply(query, key, value, order, layout)  # type: ignore[no-untyped-call]  # torch's own
+    return cast(torch.Tensor, out)
 
 
 class CombinedRounds:
@@ -62,8 +63,8 @@ class CombinedRounds:
     def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs [..., D] and log-sum-exps, float32 [...], of all rounds.
 
-        Scaled by the log-sum-exp as it is rounded, not by the total: that is what the released models do to a token that
-        sees only itself, whose log-sum-exp is about -1e5 and as coarse as 1/128.
+        Scaled by the log-sum-exp as it is rounded, not by the total: that is what the released models do to a token
+        that sees only itself, whose log-sum-exp is about -1e5 and as coarse as 1/128.
         """
         log_sum_exp = self._peak + self._total.log()
         return (self.out * torch.exp(self._peak - log_sum_exp).unsqueeze(-1)).to(self.out.dtype), log_sum_exp
@@ -86,7 +87,7 @@ class _Context(Protocol):
 
 class _AttendRounds(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]  # autograd declares *args
+    def forward(
         ctx: _Context,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -118,9 +119,7 @@ class _AttendRounds(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: _Context, grad_out: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
+    def backward(ctx: _Context, grad_out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
         query, key, value, order, out, total = ctx.saved_tensors
         layout = ctx.layout
         generator = None
