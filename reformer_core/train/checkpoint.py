@@ -1,6 +1,7 @@
 """Checkpoints of a training run: one file, replaced in one move, so that a crash leaves the old one or the new one."""
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ def load_checkpoint(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{directory} has no {CHECKPOINT_FILE}: there is no unfinished training to resume")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is damaged, or no checkpoint of a training") from error
     return state
 
 

@@ -9,6 +9,7 @@ import torch
 
 from reformer_core.errors import InvalidTextError
 from reformer_core.tokenizers import Tokenizer
+from reformer_core.tokenizers.incremental import decode_utf8
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class TextFile:
     """A text as it was read."""
 
     path: Path
-    content: bytes
+    content: bytes  # UTF-8
 
     @property
     def sha256(self) -> str:
@@ -43,22 +44,23 @@ class Batch:
 
 
 def read_text(path: Path) -> TextFile:
-    """Reads a UTF-8 text; raises ValueError if there is none or it is empty."""
+    """Reads a text; raises ValueError if there is none, it is empty, or its bytes are no UTF-8."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror}") from error
     if not content:
         raise ValueError(f"{path} is empty; a text is needed")
+    try:
+        decode_utf8(content)
+    except InvalidTextError as error:
+        raise ValueError(f"{path}: {error}") from error
     return TextFile(path, content)
 
 
 def tokenize(text: TextFile, tokenizer: Tokenizer, eos_id: int | None = None) -> TokenizedText:
-    """A text's tokens, followed by eos_id if there is one; raises ValueError for bytes that are no UTF-8."""
-    try:
-        token_ids = tokenizer.encode(text.content)
-    except InvalidTextError as error:
-        raise ValueError(f"{text.path}: {error}") from error
+    """A text's tokens, followed by eos_id if there is one."""
+    token_ids = tokenizer.encode(text.content)
     if eos_id is not None:
         token_ids = torch.cat([token_ids, torch.tensor([eos_id])])
     return TokenizedText(text.path.name, len(text.content), token_ids)
