@@ -48,8 +48,10 @@ class DocumentService(DocumentServiceServicer):
 
         there = self._documents.check(announced)
         if there is not None and announced.sha256 is not None and _serves(there, header):
+            # Taken before the first await: after it, the document may be gone.
+            answer = self._reused(self._documents.add(document_id, there.key, there.content_bytes, there.shared, lease))
             yield _accepted(document_id, there.content_bytes)
-            yield self._reused(self._documents.add(document_id, there.key, there.content_bytes, there.shared, lease))
+            yield answer
             return
 
         async with self._uploads.hold(announced) as upload:

@@ -47,6 +47,7 @@ OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),  # as many as it takes: a reader can be silent for minutes
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
 

@@ -53,7 +53,7 @@ class Upload:
         limit = self._uploads.max_content_bytes if self.header.total_bytes is None else self.header.total_bytes
         if size > limit:
             raise InvalidFieldError("chunk.data", f"ends at byte {size:,}, but the content ends at {limit:,} at most")
-        self._uploads.make_room(self, len(chunk.data))
+        self._uploads.make_room(len(chunk.data))
         self._data += chunk.data
         self._digest.update(chunk.data)
 
@@ -149,7 +149,7 @@ class Uploads:
             if upload.held_until <= limit:
                 self._forget(upload)
 
-    def make_room(self, for_upload: Upload, size: int) -> None:
+    def make_room(self, size: int) -> None:
         """Sees that `size` more bytes fit, if need be by forgetting broken-off uploads, oldest first."""
         for upload in self._broken_off():
             if self.nbytes + size <= self._memory_bytes:
