@@ -5,8 +5,8 @@ import concurrent.futures
 import functools
 import threading
 import weakref
-from collections.abc import Awaitable, Callable
-from queue import SimpleQueue
+from collections.abc import Awaitable, Callable, Iterator
+from queue import Empty, SimpleQueue
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, overload
 
 from reformer_client.errors import CancelledError
@@ -18,8 +18,11 @@ Async = TypeVar("Async")
 AnyAsyncStream = TypeVar("AnyAsyncStream", bound=AsyncStream[Any, Any])
 Item = TypeVar("Item")
 
-Inbox = SimpleQueue[Callable[[], object] | None]
-"""Callbacks for the thread that waits; None: look at the result."""
+Inbox = SimpleQueue["Callable[[], object] | concurrent.futures.Future[Any]"]
+"""Callbacks for the thread that waits, and the future that it waits for."""
+
+POLL_SECONDS = 1.0
+"""How often a waiting thread looks whether there still is something to wait for."""
 
 
 class Portal:
@@ -44,20 +47,40 @@ class Portal:
         """Waits for what `start` returns; meanwhile calls, on the waiting thread, what is put into the inbox."""
         if not self.close.alive:
             raise RuntimeError("the client is closed")
-        future = asyncio.run_coroutine_threadsafe(_result(start), self._loop)
-        future.add_done_callback(lambda _: inbox.put(None))
+        ended = threading.Event()
+        future = asyncio.run_coroutine_threadsafe(_result(start, ended), self._loop)
+        future.add_done_callback(inbox.put)
         try:
-            while (callback := inbox.get()) is not None:
+            for callback in self._callbacks(inbox, until=future):
                 callback()
-            return future.result()
-        except concurrent.futures.CancelledError:
-            raise CancelledError("the client was closed while the call was running") from None
-        finally:
-            future.cancel()  # a callback failed, or Ctrl-C; else it is over
+        except BaseException:  # a callback failed, or Ctrl-C
+            future.cancel()
+            ended.wait(POLL_SECONDS)  # what comes next, such as closing the stream, must not meet it still running
+            raise
+        if future.cancelled() or not future.done():
+            raise CancelledError("the client was closed while the call was running")
+        return future.result()
+
+    def _callbacks(self, inbox: Inbox, until: concurrent.futures.Future[Any]) -> Iterator[Callable[[], object]]:
+        """What is put into the inbox, until the future is; or until the loop ends, which may have overlooked it."""
+        while True:
+            try:
+                item = inbox.get(timeout=POLL_SECONDS)
+            except Empty:
+                if not self._thread.is_alive():
+                    return
+                continue
+            if item is until:
+                return
+            if not isinstance(item, concurrent.futures.Future):  # another one is of an earlier, interrupted wait
+                yield item
 
 
-async def _result(start: Callable[[], Awaitable[R]]) -> R:
-    return await start()
+async def _result(start: Callable[[], Awaitable[R]], ended: threading.Event) -> R:
+    try:
+        return await start()
+    finally:
+        ended.set()
 
 
 async def _serve(

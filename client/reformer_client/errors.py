@@ -220,27 +220,8 @@ class UnauthenticatedError(ReformerError):
     code = grpc.StatusCode.UNAUTHENTICATED
 
 
-ERROR_CLASSES: Mapping[grpc.StatusCode, type[ReformerError]] = {
-    cls.code: cls
-    for cls in (
-        CancelledError,
-        UnknownError,
-        InvalidArgumentError,
-        DeadlineExceededError,
-        NotFoundError,
-        AlreadyExistsError,
-        PermissionDeniedError,
-        ResourceExhaustedError,
-        FailedPreconditionError,
-        AbortedError,
-        OutOfRangeError,
-        UnimplementedError,
-        InternalError,
-        UnavailableError,
-        DataLossError,
-        UnauthenticatedError,
-    )
-}
+ERROR_CLASSES: Mapping[grpc.StatusCode, type[ReformerError]] = {cls.code: cls for cls in ReformerError.__subclasses__()}
+"""The class of each status but OK."""
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError, request_id: str) -> ReformerError:

@@ -27,6 +27,7 @@ class AsyncStream(ABC, Generic[Event, Item]):
     def __init__(self, events: AsyncGenerator[Event]) -> None:
         self._events = events
         self._items: deque[Item] = deque()
+        self._is_whole = True  # nothing was handed out yet
 
     @abstractmethod
     async def _receive(self, event: Event) -> Iterable[Item]:
@@ -36,6 +37,7 @@ class AsyncStream(ABC, Generic[Event, Item]):
         return self
 
     async def __anext__(self) -> Item:
+        self._is_whole = False
         while not self._items:
             try:
                 self._items.extend(await self._receive(await anext(self._events)))
@@ -50,6 +52,13 @@ class AsyncStream(ABC, Generic[Event, Item]):
         """Ends the stream, and cancels the call if it isn't over."""
         self._items.clear()
         await self._events.aclose()
+
+    async def _all(self) -> list[Item]:
+        """Every item of the stream."""
+        if not self._is_whole:
+            raise RuntimeError("collect() is for all of a stream, but a part of this one was iterated over already")
+        async with self:
+            return [item async for item in self]
 
     async def __aenter__(self) -> Self:
         return self
@@ -121,9 +130,8 @@ class AsyncScoreStream(AsyncStream[inference_pb2.ScoreResponse, ScoreBlock]):
         self._summary: inference_pb2.ScoreSummary | None = None
 
     async def collect(self) -> Scores:
-        """Waits for the end; returns the scores of the whole text. To be called before anything was iterated over."""
-        async with self:
-            whole = concatenate([block async for block in self])
+        """Waits for the end; returns the scores of the whole text. Raises RuntimeError after iterating over a part."""
+        whole = concatenate(await self._all())
         if self._summary is None or self._summary.tokens != len(whole):
             raise InternalError(f"the server ended the scores early, after {len(whole):,} tokens")
         return Scores(
@@ -156,9 +164,8 @@ class AsyncDocumentScoreStream(AsyncStream[document_pb2.ReadDocumentScoresRespon
         self._content_bytes = content_bytes  # None for a part of the document
 
     async def collect(self) -> Scores:
-        """Waits for the end; returns the scores of the whole range. To be called before anything was iterated over."""
-        async with self:
-            whole = concatenate([block async for block in self])
+        """Waits for the end; returns the scores of the whole range. Raises RuntimeError after iterating over a part."""
+        whole = concatenate(await self._all())
         return Scores(
             whole.start_token,
             whole.logprobs,

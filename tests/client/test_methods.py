@@ -211,6 +211,10 @@ def test_score(client: Client, server: FakeServer) -> None:
         (0, 32768), (32768, 32768), (65536, 14464),
     ]  # fmt: skip
     assert client.stream_scores(TEXT).collect().tokens == len(TEXT)
+    stream = client.stream_scores(long)
+    next(stream)
+    with pytest.raises(RuntimeError, match="iterated over already"):
+        stream.collect()
 
 
 async def test_score_async(async_client: AsyncClient) -> None:

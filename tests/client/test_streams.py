@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import gc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from reformer_client import AsyncClient, CancelledError, Client
+from reformer_client import AsyncClient, CancelledError, Client, Progress
 from tests.client.fake_server import FakeServer
 
 
@@ -131,3 +132,27 @@ def test_two_clients_at_once(server: FakeServer) -> None:
     with Client(server.address) as one, Client(server.address) as two:
         first, second = one.generate("x", max_tokens=20), two.generate("x", max_tokens=20)
         assert [a.id for a, b in zip(first, second, strict=True) if a == b] == [97 + i for i in range(20)]
+
+
+def test_a_stream_can_be_closed_right_after_an_interrupted_wait(client: Client, stalled: FakeServer) -> None:
+    def interrupt(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    for _ in range(10):
+        stream = client.generate("x", on_progress=interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+        stream.close()
+        assert list(stream) == []
+
+
+def test_closing_the_client_under_a_waiting_thread_says_so(server: FakeServer) -> None:
+    server.stall = True
+    client = Client(server.address)
+    with ThreadPoolExecutor() as threads:
+        waiting = [threads.submit(client.generate("x").collect), threads.submit(client.load)]
+        server.wait_until(lambda: len(server.calls) == 2)
+        client.close()
+        for each in waiting:
+            with pytest.raises(CancelledError, match="client was closed"):
+                each.result(timeout=5)

@@ -78,13 +78,12 @@ def _stream(
 
 def _print(stream: GenerationStream, bar: ProgressBar, as_json: bool) -> None:
     with stream:
-        for token in stream:
-            bar.close()
-            if as_json:
-                print_json(token)
-            else:
-                click.echo(token.text, nl=False)
+        try:
+            for token in stream:
+                bar.close()
+                print_json(token) if as_json else click.echo(token.text, nl=False)
+        finally:
+            if not as_json:
+                click.echo()  # also before an error, which is to stand on a line of its own
         if as_json:
             print_json(stream.finished)
-        else:
-            click.echo()
