@@ -137,7 +137,7 @@ async def _responses(
             return
         except grpc.aio.AioRpcError as error:
             if received:
-                raise call.error(error) from error
+                raise call.error(error) from None
             await call.attempts.wait(call.error(error))
         except asyncio.CancelledError as error:
             raise call.cancelled(error) from None

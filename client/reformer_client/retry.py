@@ -71,8 +71,8 @@ class Attempts:
         """Waits until the next try; raises `error` if there must be none."""
         self._failures += 1
         if not self._policy.allows(error) or self._failures >= self._policy.max_attempts:
-            raise error
+            raise error from None
         wait_seconds = self._policy.wait_seconds(self._failures, error)
         if self.remaining_seconds is not None and wait_seconds >= self.remaining_seconds:
-            raise error  # which says more than the DEADLINE_EXCEEDED that waiting would end in
+            raise error from None  # it says more than the DEADLINE_EXCEEDED that waiting would end in
         await asyncio.sleep(wait_seconds)

@@ -45,7 +45,7 @@ class Upload:
             except grpc.aio.AioRpcError as rpc_error:
                 error = self._call.error(rpc_error)
                 if accepted.done() and not isinstance(error, UnavailableError):
-                    raise error from rpc_error
+                    raise error from None
                 await self._call.attempts.wait(error)
                 interruption = error if isinstance(error, UnavailableError) else interruption
             except SourceNotSeekableError as error:
