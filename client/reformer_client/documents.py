@@ -59,9 +59,8 @@ class AsyncDocuments:
         An upload that breaks off goes on from where it was, if the source can still give the bytes from there.
         Raises TypeError or OSError for a source that can't be read, ReformerError for all else.
         """
-        return Creation(
-            self._create(source, document_id or str(uuid.uuid4()), lease_seconds, keep_scores, on_progress, timeout)
-        )
+        id = str(uuid.uuid4()) if document_id is None else document_id
+        return Creation(self._create(source, id, lease_seconds, keep_scores, on_progress, timeout))
 
     async def _create(
         self,
