@@ -4,7 +4,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "swish", "tanh", "sigmoid")
 
@@ -72,9 +73,8 @@ class ReformerConfig:
             if isinstance(getattr(self, name), list):  # JSON knows no tuples
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         for field in dataclasses.fields(self):
-            if field.type is int:
-                value = getattr(self, field.name)
-                require(field.name, isinstance(value, int) and not isinstance(value, bool), "an integer")
+            type_name = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+            require(field.name, _is_a(getattr(self, field.name), field.type), f"of type {type_name}")
         for name in (
             "hidden_size",
             "feed_forward_size",
@@ -96,8 +96,10 @@ class ReformerConfig:
         require("lsh_num_chunks_after", self.lsh_num_chunks_after == 0, "0, for the model is causal")
         require("is_decoder", self.is_decoder is True, "true: only causal models can be served")
         if self.num_buckets is not None:
-            even = all(isinstance(factor, int) and factor >= 2 and factor % 2 == 0 for factor in self.bucket_factors)
+            even = all(factor >= 2 and factor % 2 == 0 for factor in self.bucket_factors)
             require("num_buckets", len(self.bucket_factors) >= 1 and even, "an even number, or a list of even factors")
+        if self.hash_seed is not None:
+            require("hash_seed", -(2**63) <= self.hash_seed < 2**64, "between -2**63 and 2**64 - 1")
         if self.axial_pos_embds:
             require("axial_pos_shape", len(self.axial_pos_shape) >= 1 and min(self.axial_pos_shape) >= 1, "all >= 1")
             same_axes = len(self.axial_pos_embds_dim) == len(self.axial_pos_shape)
@@ -112,13 +114,11 @@ class ReformerConfig:
         """From the content of a `config.json`; keys that don't concern the model's function are left aside.
 
         Raises:
-            ValueError: a value is missing its type or range; the message names the key.
+            ValueError: a value has the wrong type or is out of its range; the message names the key.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        try:
-            return cls(**{name: value for name, value in values.items() if name in names})
-        except TypeError as error:  # e.g. a string where a number is compared
-            raise ValueError(f"a value has the wrong type: {error}") from error
+        explicit = {"is_decoder": False, **values}  # transformers leaves it out where it is false
+        return cls(**{name: value for name, value in explicit.items() if name in names})
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a `config.json` that transformers can load."""
@@ -128,7 +128,6 @@ class ReformerConfig:
             "architectures": ["ReformerModelWithLMHead"],
             "model_type": "reformer",
             "tie_word_embeddings": False,
-            "feed_forward_size": self.feed_forward_size,
             **values,
         }
 
@@ -185,3 +184,14 @@ class ReformerConfig:
         if tokens <= min(self.chunk_lengths):
             return tokens
         return -(-tokens // self.chunk_multiple) * self.chunk_multiple
+
+
+def _is_a(value: object, annotation: Any) -> bool:
+    """Whether a value is what its field is declared as: JSON gives no guarantee, and True is no integer here."""
+    if get_origin(annotation) is UnionType:
+        return any(_is_a(value, kind) for kind in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return isinstance(value, tuple) and all(_is_a(item, get_args(annotation)[0]) for item in value)
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, annotation) and (annotation is bool or not isinstance(value, bool))

@@ -12,8 +12,8 @@ import torch
 
 def draw_rotations(seed: int, heads: int, head_size: int, rounds: int, factors: Sequence[int]) -> torch.Tensor:
     """Random rotations, float32 [H, D, R, sum(factors) / 2], from a private generator, not the global one."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(heads, head_size, rounds, sum(factors) // 2, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(seed)  # the same numbers on every device
+    return torch.randn(heads, head_size, rounds, sum(factors) // 2, generator=generator, device="cpu")
 
 
 def hash_buckets(query_key: torch.Tensor, rotations: torch.Tensor, factors: Sequence[int]) -> torch.Tensor:
