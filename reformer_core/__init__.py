@@ -1,7 +1,19 @@
 """The Reformer and its engine: token ids in, token ids and log-probabilities out. Knows no protobuf and no asyncio."""
 
+from reformer_core.checkpoint import load_config, load_model, save_model
 from reformer_core.config import ReformerConfig
+from reformer_core.embedded_model import embedded_model_path
 from reformer_core.model import ReformerModel
 from reformer_core.sampling_params import SamplingParams
+from reformer_core.tokenizers import load_tokenizer
 
-__all__ = ["ReformerConfig", "ReformerModel", "SamplingParams"]
+__all__ = [
+    "ReformerConfig",
+    "ReformerModel",
+    "SamplingParams",
+    "embedded_model_path",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "save_model",
+]

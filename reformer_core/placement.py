@@ -1,0 +1,64 @@
+"""Where the model runs and in which number format: chosen here and nowhere else."""
+
+import torch
+
+from reformer_core.errors import InvalidParameterError
+
+DEVICE_TYPES = ("cpu", "cuda")
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+# Instruction sets that multiply bfloat16, as `torch.cpu.get_capabilities` names them: two of x86, one of ARM.
+# `torch.ops.mkldnn._is_mkldnn_bf16_supported` is no substitute: it is true as well where AVX-512 only emulates it.
+NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """The device: as named, or for "auto" the GPU if there is one, else the CPU.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "cuda:1" ….
+
+    Raises:
+        InvalidParameterError: there is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InvalidParameterError("device", f"must be auto, cpu, cuda or cuda:<index>, but is {device!r}") from error
+    if chosen.type not in DEVICE_TYPES:
+        raise InvalidParameterError("device", f"must be on one of {', '.join(DEVICE_TYPES)}, but is {device!r}")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise InvalidParameterError("device", f"is {device!r}, but torch finds {found} CUDA devices on this machine")
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The number format: as named, or for "auto" the fastest on the device that loses little.
+
+    That is float16 on CUDA; on a CPU bfloat16 where it multiplies that natively, else float32 (float16 is a hundred
+    times slower there).
+
+    Args:
+        dtype: "auto", "float16", "bfloat16", "float32", or torch's own name of one of them.
+        device: where the model will run.
+
+    Raises:
+        InvalidParameterError: another format.
+    """
+    if dtype == "auto":
+        if device.type == "cuda":
+            return torch.float16
+        return torch.bfloat16 if cpu_multiplies_bfloat16() else torch.float32
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen is None or chosen not in DTYPES.values():
+        raise InvalidParameterError("dtype", f"must be auto, {', '.join(DTYPES)}, but is {dtype}")
+    return chosen
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions that multiply bfloat16."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in NATIVE_BFLOAT16)
