@@ -80,6 +80,11 @@ class ReformerModel(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     @property
+    def reversible_layers(self) -> list[Layer]:
+        """The layers, first to last."""
+        return [layer for layer in self.layers if isinstance(layer, Layer)]
+
+    @property
     def weights_digest(self) -> bytes:
         """SHA-256 over the configuration, the hash configuration included, and all weights, 32 bytes."""
         digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
@@ -154,5 +159,4 @@ class ReformerModel(nn.Module):
             seed = int(torch.randint(2**31, ()))
             generator = torch.Generator(token_ids.device).manual_seed(seed - 1)
         hidden = dropout(self.embed(token_ids, positions), self.config.hidden_dropout_prob, generator)
-        layers = [layer for layer in self.layers if isinstance(layer, Layer)]
-        return torch.cat(run_layers(layers, hidden, seed), dim=-1)
+        return torch.cat(run_layers(self.reversible_layers, hidden, seed), dim=-1)

@@ -43,6 +43,27 @@ def attend_rounds(
     return cast(torch.Tensor, out)
 
 
+def combine(
+    out: torch.Tensor, peak: torch.Tensor, total: torch.Tensor, more_out: torch.Tensor, more_log_sum_exp: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One step of a running softmax over rounds.
+
+    Args:
+        out: [..., D], the sum of the outputs so far, each weighted by exp(log-sum-exp - peak).
+        peak: [...], the largest log-sum-exp so far, -inf before the first.
+        total: [...], the sum of the weights so far.
+        more_out: [..., D], one more round's outputs.
+        more_log_sum_exp: [...], one more round's log-sum-exps.
+
+    Returns:
+        out, peak and total with that round.
+    """
+    new_peak = torch.maximum(peak, more_log_sum_exp)
+    share, more = torch.exp(peak - new_peak), torch.exp(more_log_sum_exp - new_peak)
+    new_out = (out * share.unsqueeze(-1) + more_out * more.unsqueeze(-1)).to(out.dtype)
+    return new_out, new_peak, total * share + more
+
+
 class CombinedRounds:
     """Attention over the windows of all rounds, from that over each: a running softmax over the log-sum-exps."""
 
@@ -55,10 +76,7 @@ class CombinedRounds:
 
     def add(self, out: torch.Tensor, log_sum_exp: torch.Tensor) -> None:
         """One round's outputs [..., D] and log-sum-exps [...]."""
-        peak = torch.maximum(self._peak, log_sum_exp)
-        share, more = torch.exp(self._peak - peak), torch.exp(log_sum_exp - peak)
-        self.out = (self.out * share.unsqueeze(-1) + out * more.unsqueeze(-1)).to(out.dtype)
-        self._peak, self._total = peak, self._total * share + more
+        self.out, self._peak, self._total = combine(self.out, self._peak, self._total, out, log_sum_exp)
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The outputs [..., D] and log-sum-exps, float32 [...], of all rounds.

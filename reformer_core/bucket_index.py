@@ -1,0 +1,217 @@
+"""The bucket index: which tokens a new token sees, found in time that doesn't grow with the document.
+
+For each head and hash round, a document keeps its *sorted order* (slot -> position) and the bucket offsets in it (CSR). What
+comes after the document is a small *tail*, sorted the same way. The sorted order of everything is the merge of the
+two, and it is never built:
+
+- The rank of tail token j, with bucket b, is `offsets[b + 1] + j`: the document's tokens with a bucket ≤ b, then the
+  tail's before it. Sorting is stable and the tail is newer, so in each bucket the document's tokens come first.
+- Merged slot p is looked up among the tail's ranks. A hit is that tail token; a miss is the document's slot
+  p − (tail tokens before it).
+- A query in slot s sees its chunk s // L and the chunks before it. All rounds lie on one ring: before the first chunk of
+  a round comes the last chunk of the round before.
+
+This equals the last row of a full pass over all tokens, if the length is padded as there (`ReformerConfig.padded_length`), pads
+last in every round. Contexts of at most one chunk see everything, once.
+
+Everything is batched with fixed shapes, so that the same code runs on the meta device and in a CUDA graph.
+
+Shapes: B rows (sessions, or successive tokens of one session), H heads, R rounds, T tail capacity, w slots looked up,
+L chunk length, b chunks before, K buckets.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from reformer_core.config import ReformerConfig
+from reformer_core.pages import PagePool
+
+ABSENT = 2**62  # a position after every other: padding, and what isn't seen
+EMPTY = 2**31 - 1  # the bucket of an empty place in a tail: after every other
+_ROUND_DISTANCE = 2**40  # more than there are slots
+
+
+@dataclass(frozen=True)
+class Base:
+    """The sorted document as B rows see it, in one layer."""
+
+    offsets: torch.Tensor  # int32 [B, H, R, K + 1]: tokens with a smaller bucket
+    tokens: torch.Tensor  # int64 [B]
+    order_pages: torch.Tensor  # int64 [B, pages]
+
+    def positions(self, pool: PagePool, rounds: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """Positions in the document's own slots; int64 [B, H, R, w] each."""
+        batch, heads = slots.shape[:2]
+        layout = pool.layout
+        page = self.order_pages.gather(1, (slots // layout.slots).view(batch, -1)).view_as(slots)
+        head = torch.arange(heads, device=slots.device).view(heads, 1, 1)
+        entry = layout.order_entry(page, head, rounds, slots % layout.slots)
+        return pool.entries.index_select(0, entry.view(-1)).view_as(slots).long()
+
+    def expand(self, rows: int) -> "Base":
+        """One row's base as so many rows see it, without a copy."""
+        return Base(self.offsets.expand(rows, -1, -1, -1), self.tokens.expand(rows), self.order_pages.expand(rows, -1))
+
+    def order(self, pool: PagePool, head: int, round_: int, slots: torch.Tensor) -> torch.Tensor:
+        """Positions in slots int64 [w] of the first row's document, int32 [w]."""
+        layout = pool.layout
+        page = self.order_pages[0, slots // layout.slots]
+        return pool.entries[layout.order_entry(page, head, round_, slots % layout.slots)]
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The sorted tail of B rows in one layer. Empty places have bucket EMPTY, and so sort last."""
+
+    buckets: torch.Tensor  # int32 [B, H, R, T], ascending
+    positions: torch.Tensor  # int32 [B, H, R, T]
+    tokens: torch.Tensor  # int64 [B]
+
+    def appended(self, buckets: torch.Tensor, position: torch.Tensor) -> tuple["Tail", torch.Tensor]:
+        """One more token a row: buckets int [B, H, R], position int64 [B].
+
+        Returns:
+            the new tail, and where in it the token is, int64 [B, H, R].
+        """
+        buckets = buckets.to(torch.int32).unsqueeze(-1)
+        place = torch.searchsorted(self.buckets, buckets, right=True)  # the newest of its bucket
+        lane = torch.arange(self.buckets.shape[-1], device=place.device)
+        source = (lane - (lane > place).long()).clamp_(min=0)
+        here = lane == place
+        tail = Tail(
+            torch.where(here, buckets, self.buckets.gather(-1, source)),
+            torch.where(here, position.view(-1, 1, 1, 1).to(torch.int32), self.positions.gather(-1, source)),
+            self.tokens + 1,
+        )
+        return tail, place.squeeze(-1)
+
+    def appended_one_by_one(self, buckets: torch.Tensor, positions: torch.Tensor) -> tuple["Tail", torch.Tensor]:
+        """m tokens appended to one row; the tail as each of them sees it.
+
+        Args:
+            buckets: int [m, H, R].
+            positions: int64 [m], consecutive.
+
+        Returns:
+            m rows: row i's tail holds tokens 0 to i. And where in its row's tail each token is, int64 [m, H, R].
+        """
+        m, heads, rounds = buckets.shape
+        capacity = self.buckets.shape[-1]
+        new = buckets.permute(1, 2, 0).unsqueeze(0).to(torch.int32)  # [1, H, R, m]
+        all_buckets, source = torch.sort(torch.cat([self.buckets, new], dim=-1), dim=-1, stable=True)
+        new_positions = positions.to(torch.int32).expand(1, heads, rounds, m)
+        all_positions = torch.cat([self.positions, new_positions], dim=-1).gather(-1, source)
+        # In row i only what isn't newer than token i is there: the rest is squeezed out.
+        empty = source < capacity
+        empty &= source >= self.tokens.view(-1, 1, 1, 1)
+        present = (all_positions <= positions.view(m, 1, 1, 1)) & ~empty  # [m, H, R, T + m]
+        place = torch.where(present, present.cumsum(dim=-1) - 1, capacity)  # the others fall into one place too many
+        into = (m, heads, rounds, capacity + 1)
+        row_buckets = torch.full(into, EMPTY, dtype=torch.int32, device=place.device)
+        row_buckets.scatter_(-1, place, all_buckets.expand_as(place))
+        row_positions = torch.zeros(into, dtype=torch.int32, device=place.device)
+        row_positions.scatter_(-1, place, all_positions.expand_as(place))
+        tail = Tail(
+            row_buckets[..., :capacity].contiguous(),
+            row_positions[..., :capacity].contiguous(),
+            self.tokens + 1 + torch.arange(m, device=place.device),
+        )
+        own = (tail.positions == positions.view(m, 1, 1, 1)) & (tail.buckets != EMPTY)
+        return tail, own.to(torch.int8).argmax(dim=-1)
+
+    def slots(self, base: Base) -> torch.Tensor:
+        """Merged slot of each tail token, ascending, int64 [B, H, R, T]; empty places come after all tokens."""
+        last = base.offsets.shape[-1] - 1
+        before = base.offsets.gather(-1, (self.buckets.long() + 1).clamp(max=last))
+        return before.long() + torch.arange(self.buckets.shape[-1], device=before.device)
+
+
+def window_positions(
+    config: ReformerConfig, pool: PagePool, base: Base, tail: Tail, place: torch.Tensor
+) -> torch.Tensor:
+    """Positions of the tokens that the newest token of each row sees, itself included.
+
+    Args:
+        place: int64 [B, H, R], where in its tail that token is.
+
+    Returns:
+        int64 [B, H, R, (1 + b) L]; ABSENT where there is nothing.
+    """
+    length, before = config.lsh_attn_chunk_length, config.lsh_num_chunks_before
+    device, rounds = place.device, place.shape[-1]
+    tail_slots = tail.slots(base)
+    slot = tail_slots.gather(-1, place.unsqueeze(-1))  # [B, H, R, 1]
+    total = (base.tokens + tail.tokens).view(-1, 1, 1, 1)
+    smallest, multiple = min(config.chunk_lengths), config.chunk_multiple
+    padded = torch.where(total <= smallest, total, (total + multiple - 1) // multiple * multiple)
+    chunks = (padded + length - 1) // length
+    # The chunks seen, on the ring of all rounds' chunks.
+    own = torch.arange(rounds, device=device).view(rounds, 1) * chunks + slot // length
+    seen = (own - torch.arange(before, -1, -1, device=device)) % (rounds * chunks)  # [B, H, R, 1 + b]
+    lane = torch.arange(length, device=device)
+    seen_rounds = (seen // chunks).repeat_interleave(length, dim=-1)
+    slots = ((seen % chunks).unsqueeze(-1) * length + lane).flatten(-2)
+    positions = merged_positions(pool, base, tail, tail_slots, seen_rounds, slots)
+    first = torch.zeros(rounds, (1 + before) * length, dtype=torch.bool, device=device)
+    first[0, before * length :] = True  # with one chunk only: the first round's own chunk
+    return torch.where((chunks == 1) & ~first, ABSENT, positions)
+
+
+def merged_positions(
+    pool: PagePool, base: Base, tail: Tail, tail_slots: torch.Tensor, rounds: torch.Tensor, slots: torch.Tensor
+) -> torch.Tensor:
+    """Positions in slots of the merged order; rounds and slots int64 [B, H, R, w] -> int64, ABSENT for padding."""
+    capacity = tail_slots.shape[-1]
+    # One search for all rounds: on a common axis, each round's slots come after those of the round before.
+    axis = torch.arange(tail_slots.shape[-2], device=slots.device).unsqueeze(-1) * _ROUND_DISTANCE
+    tail_keys = (tail_slots + axis).flatten(-2)  # [B, H, R T], ascending
+    keys = (slots + rounds * _ROUND_DISTANCE).flatten(-2)  # [B, H, R w]
+    rank = torch.searchsorted(tail_keys, keys)
+    nearest = rank.clamp(max=tail_keys.shape[-1] - 1)
+    in_tail = (tail_keys.gather(-1, nearest) == keys).view_as(slots)
+    in_tail_position = tail.positions.flatten(-2).gather(-1, nearest).view_as(slots).long()
+    base_slots = slots - (rank.view_as(slots) - rounds * capacity)
+    last = (base.tokens - 1).clamp(min=0).view(-1, 1, 1, 1)
+    in_base_position = base.positions(pool, rounds, torch.minimum(base_slots.clamp(min=0), last))
+    positions = torch.where(in_tail, in_tail_position, in_base_position)
+    return torch.where(slots < (base.tokens + tail.tokens).view(-1, 1, 1, 1), positions, ABSENT)
+
+
+def merged_order(
+    pool: PagePool, base: Base, tail: Tail, base_tokens: int, tail_tokens: int, pages: torch.Tensor
+) -> torch.Tensor:
+    """Writes the merged order of one row (B = 1) to new pages, int64 [pages].
+
+    Returns:
+        its offsets, int32 [H, R, K + 1].
+    """
+    heads, rounds = base.offsets.shape[1:3]
+    slots = tail.slots(base)[0, ..., :tail_tokens]
+    base_slots = torch.arange(base_tokens, device=slots.device)
+    for head in range(heads):
+        for round_ in range(rounds):
+            place = slots[head, round_]
+            order = torch.empty(base_tokens + tail_tokens, dtype=torch.int32, device=slots.device)
+            from_base = torch.ones_like(order, dtype=torch.bool)
+            from_base[place] = False
+            order[place] = tail.positions[0, head, round_, :tail_tokens]
+            order[from_base] = base.order(pool, head, round_, base_slots)
+            write_order(pool, pages, head, round_, order)
+    buckets = torch.arange(base.offsets.shape[-1], device=slots.device, dtype=torch.int32)
+    smaller = torch.searchsorted(tail.buckets[0], buckets.expand(heads, rounds, -1).contiguous())
+    return base.offsets[0] + smaller.to(torch.int32)
+
+
+def write_order(pool: PagePool, pages: torch.Tensor, head: int, round_: int, order: torch.Tensor) -> None:
+    """Writes one head's and round's order, int32 [n], to the pages of a layer, int64 [pages]."""
+    layout = pool.layout
+    for page, part in zip(pages.tolist(), order.split(layout.slots), strict=True):
+        start = page * (layout.page_bytes // 4) + (head * layout.rounds + round_) * layout.slots
+        pool.entries[start : start + len(part)] = part
+
+
+def bucket_offsets(buckets: torch.Tensor, total_buckets: int) -> torch.Tensor:
+    """Tokens with a smaller bucket: int64 [n] -> int32 [K + 1]."""
+    counts = torch.bincount(buckets, minlength=total_buckets)
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)

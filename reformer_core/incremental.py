@@ -1,0 +1,187 @@
+"""Appending tokens to cached documents: one token for each of many sessions (decode), or many tokens to one (extend).
+
+Both run the same layers over *rows*: in `decode_step` a row is a session, in `extend_slice` a token of one session that sees
+the tokens before it. A row costs rounds × (window + log tail), whatever the document's length.
+
+Shapes: B rows, H heads, R rounds, D head size, W positions a local layer sees, d width.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from reformer_core.bucket_index import ABSENT, Base, Tail, window_positions
+from reformer_core.local_attention import LocalAttention
+from reformer_core.lsh_attention import LSHAttention, normalised_keys
+from reformer_core.model import ReformerModel
+from reformer_core.session import Session, SessionTable
+from reformer_core.window_attention import attend
+
+EXTEND_TOKENS = 128  # tokens a slice of `extend`: enough to fill matrix products, little enough not to hold up decoding
+
+
+def decode_step(
+    model: ReformerModel, table: SessionTable, rows: torch.Tensor, token_ids: torch.Tensor, tail_capacity: int
+) -> None:
+    """Appends one token to each of B sessions and leaves the next token's logits in `table.next_logits`.
+
+    Fixed shapes, no look at any value: one CUDA graph a pair of B and tail_capacity.
+
+    Args:
+        rows: int64 [B], different rows of the table, their pages reserved.
+        token_ids: int64 [B].
+        tail_capacity: more than the tokens in the longest tail of these rows.
+    """
+    positions = table.length[rows]
+
+    def lsh(layer: int, attention: LSHAttention, hidden: torch.Tensor) -> torch.Tensor:
+        query_key, value = attention.project(hidden.unsqueeze(-2))  # [B, H, 1, D]
+        buckets = attention.hash(query_key).squeeze(-1)  # [B, H, R]
+        _store(table, layer, table.key_rows(layer, rows, _per_head(positions, query_key)), query_key, value)
+        tail, place = table.tail(layer, rows, tail_capacity).appended(buckets, positions)
+        table.store_tail(layer, rows, tail)
+        out = _attend_window(table, layer, rows, table.base(layer, rows), tail, place, query_key, positions)
+        return attention.output(out)  # type: ignore[no-any-return]
+
+    def local(layer: int, attention: LocalAttention, hidden: torch.Tensor) -> torch.Tensor:
+        query, key, value = attention.project(hidden.unsqueeze(-2))  # [B, H, 1, D]
+        window = table.local_keys.shape[-2]
+        lane = torch.arange(window, device=rows.device)
+        for ring, new in ((table.local_keys[layer], key), (table.local_values[layer], value)):
+            ring[rows, :, positions % window] = new.squeeze(-2)
+        held = positions.unsqueeze(1) - (positions.unsqueeze(1) - lane) % window  # [B, W]: position in each place
+        seen = _within_window(attention, held, positions).unsqueeze(1)  # [B, 1, W]
+        keys, values = table.local_keys[layer, rows], table.local_values[layer, rows]
+        out, _ = attend(query, keys, values, positions.view(-1, 1, 1), seen, shared_qk=False)
+        return attention.output(out.flatten(1))  # type: ignore[no-any-return]
+
+    table.next_logits.index_copy_(0, rows, _run_layers(model, token_ids, positions, lsh, local))
+    table.length.index_add_(0, rows, torch.ones_like(rows))
+
+
+def extend_slice(model: ReformerModel, session: Session, token_ids: torch.Tensor) -> torch.Tensor:
+    """Appends m tokens to one session, as m decode steps would.
+
+    Args:
+        token_ids: int64 [m], at most EXTEND_TOKENS, their pages reserved; the tail has room for them.
+
+    Returns:
+        float32 [m, vocab]: logits of the token after each.
+    """
+    table, m = session.table, len(token_ids)
+    row = torch.tensor([session.row], device=token_ids.device)
+    rows = row.expand(m)
+    positions = session.length + torch.arange(m, device=token_ids.device)
+    capacity = tail_capacity_for(session.tail_tokens + m, table.tail_capacity)
+
+    def lsh(layer: int, attention: LSHAttention, hidden: torch.Tensor) -> torch.Tensor:
+        query_key, value = attention.project(hidden)  # [H, m, D]
+        buckets = attention.hash(query_key).permute(2, 0, 1)  # [m, H, R]
+        query_key, value = (x.transpose(0, 1).unsqueeze(-2) for x in (query_key, value))  # [m, H, 1, D]
+        _store(table, layer, table.key_rows(layer, rows, _per_head(positions, query_key)), query_key, value)
+        tails, place = table.tail(layer, row, capacity).appended_one_by_one(buckets, positions)
+        last = Tail(tails.buckets[-1:], tails.positions[-1:], tails.tokens[-1:])
+        table.store_tail(layer, row, last)
+        out = _attend_window(table, layer, rows, table.base(layer, row).expand(m), tails, place, query_key, positions)
+        return attention.output(out)  # type: ignore[no-any-return]
+
+    def local(layer: int, attention: LocalAttention, hidden: torch.Tensor) -> torch.Tensor:
+        query, key, value = attention.project(hidden)  # [H, m, D]
+        window = table.local_keys.shape[-2]
+        lane = torch.arange(window, device=rows.device)
+        newest = session.length - 1
+        held = torch.cat([newest - (newest - lane) % window, positions])  # [W + m]
+        # Each row's window, W positions long, ends with the last position of its chunk: some are still to come.
+        length, before = attention.config.local_attn_chunk_length, attention.config.local_num_chunks_before
+        wanted = ((positions // length - before) * length).unsqueeze(1) + lane  # [m, W]
+        source = torch.where(wanted < session.length, wanted % window, wanted - session.length + window)
+        source = source.clamp(0, window + m - 1)
+        keys = torch.cat([table.local_keys[layer, session.row], key], dim=-2)  # [H, W + m, D]
+        values = torch.cat([table.local_values[layer, session.row], value], dim=-2)
+        found = torch.where(held[source] == wanted, wanted, ABSENT)
+        seen = _within_window(attention, found, positions)
+        out, _ = attend(
+            query.unsqueeze(-2), keys[:, source], values[:, source], positions.unsqueeze(1), seen, shared_qk=False
+        )  # [H, m, 1, D]
+        newest_positions = positions[-window:]
+        table.local_keys[layer, session.row, :, newest_positions % window] = key[:, -window:]
+        table.local_values[layer, session.row, :, newest_positions % window] = value[:, -window:]
+        return attention.output(out.squeeze(-2).transpose(0, 1).flatten(1))  # type: ignore[no-any-return]
+
+    logits = _run_layers(model, token_ids, positions, lsh, local)
+    table.next_logits[session.row] = logits[-1]
+    table.length[session.row] += m
+    session.appended(m)
+    return logits
+
+
+def tail_capacity_for(tokens: int, most: int) -> int:
+    """Places to look at for a tail of so many tokens: a power of two, so that there are few different shapes."""
+    return min(max(1 << (tokens - 1).bit_length(), 16), most)
+
+
+def _run_layers(
+    model: ReformerModel,
+    token_ids: torch.Tensor,
+    positions: torch.Tensor,
+    lsh: Callable[[int, LSHAttention, torch.Tensor], torch.Tensor],
+    local: Callable[[int, LocalAttention, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """All layers over B rows: int64 [B] and int64 [B] -> logits float32 [B, vocab]."""
+    stream1 = stream2 = model.embed(token_ids, positions)
+    lsh_layer = local_layer = 0
+    for layer in model.reversible_layers:
+        if isinstance(layer.attention, LSHAttention):
+            stream1 = stream1 + lsh(lsh_layer, layer.attention, stream2)
+            lsh_layer += 1
+        else:
+            stream1 = stream1 + local(local_layer, layer.attention, stream2)
+            local_layer += 1
+        stream2 = stream2 + layer.feed_forward(stream1)
+    return model.logits(torch.cat([stream1, stream2], dim=-1))
+
+
+def _per_head(positions: torch.Tensor, query_key: torch.Tensor) -> torch.Tensor:
+    """int64 [B] -> [B, H, 1]."""
+    return positions.view(-1, 1, 1).expand(-1, query_key.shape[1], 1)
+
+
+def _store(
+    table: SessionTable, layer: int, key_rows: torch.Tensor, query_key: torch.Tensor, value: torch.Tensor
+) -> None:
+    """Writes keys and values [B, H, 1, D] to the pool's rows [B, H, 1]."""
+    pool = table.pool
+    where, head_size = key_rows.flatten(), query_key.shape[-1]
+    pool.rows.index_copy_(0, where, normalised_keys(query_key).reshape(-1, head_size))
+    pool.rows.index_copy_(0, where + pool.layout.value_distance, value.reshape(-1, head_size))
+
+
+def _attend_window(
+    table: SessionTable,
+    layer: int,
+    rows: torch.Tensor,
+    base: Base,
+    tail: Tail,
+    place: torch.Tensor,
+    query_key: torch.Tensor,
+    positions: torch.Tensor,
+) -> torch.Tensor:
+    """Attention of each row's newest token, [B, H D].
+
+    One softmax over the windows of all rounds side by side is the same as combining the rounds by their log-sum-exp.
+    """
+    pool = table.pool
+    seen = window_positions(table.config, pool, base, tail, place).flatten(-2)  # [B, H, R (1 + b) L]
+    where = table.key_rows(layer, rows, torch.where(seen == ABSENT, 0, seen))
+    shape = (*where.shape, query_key.shape[-1])
+    keys = pool.rows.index_select(0, where.flatten()).view(shape)
+    values = pool.rows.index_select(0, where.flatten() + pool.layout.value_distance).view(shape)
+    out, _ = attend(query_key, keys, values, positions.view(-1, 1, 1), seen, shared_qk=True)
+    return out.flatten(1)
+
+
+def _within_window(attention: LocalAttention, held: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Positions int64 [B, W], ABSENT for what lies before the window of the row's query at positions int64 [B]."""
+    length, before = attention.config.local_attn_chunk_length, attention.config.local_num_chunks_before
+    first = ((positions // length - before) * length).clamp(min=0).unsqueeze(1)
+    return torch.where(held >= first, held, ABSENT)

@@ -1,0 +1,115 @@
+"""The page pool: all memory for keys, values and sorted orders, allocated once, handed out in pages of one size.
+
+A page holds either the keys and values of P consecutive tokens in one LSH layer, or the sorted order (slot -> position) of
+S consecutive slots, for all heads and hash rounds of one layer. Both kinds are views of the same arena:
+
+    keys and values   [page, 2, H, P, D] in the model's dtype, addressed as rows of D
+    order             [page, H, R, S] int32, addressed as single entries
+
+Free pages are what admission, eviction and the memory metrics count.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from reformer_core.config import ReformerConfig
+from reformer_core.errors import OutOfMemoryError
+
+PAGE_TOKENS = 256  # P: a session's tail of a few tokens shouldn't cost much, a document shouldn't need many pages
+
+
+class PageLayout:
+    """Sizes of a page, and where in the arena things lie. Only arithmetic: nothing is allocated."""
+
+    def __init__(self, config: ReformerConfig, dtype: torch.dtype, page_tokens: int = PAGE_TOKENS) -> None:
+        self.heads, self.rounds, self.head_size = (
+            config.num_attention_heads,
+            config.num_hashes,
+            config.attention_head_size,
+        )
+        self.dtype = dtype
+        self.tokens = page_tokens
+        self.page_bytes = 2 * self.heads * page_tokens * self.head_size * dtype.itemsize
+        self.page_bytes = -(-self.page_bytes // 4) * 4
+        self.slots = self.page_bytes // (4 * self.heads * self.rounds)
+        if self.slots == 0:
+            raise ValueError(f"pages of {page_tokens} tokens can't hold the order of {self.rounds} hash rounds")
+
+    def token_pages(self, tokens: int) -> int:
+        """Pages for the keys and values of so many tokens, in one layer."""
+        return -(-tokens // self.tokens)
+
+    def order_pages(self, tokens: int) -> int:
+        """Pages for the order of so many tokens, in one layer."""
+        return -(-tokens // self.slots)
+
+    def key_row(self, page: torch.Tensor, head: torch.Tensor | int, offset: torch.Tensor) -> torch.Tensor:
+        """Row of a token's key in `PagePool.rows`; its value is `value_distance` rows further."""
+        return page * (2 * self.heads * self.tokens) + head * self.tokens + offset
+
+    @property
+    def value_distance(self) -> int:
+        """Rows from a key to its value."""
+        return self.heads * self.tokens
+
+    def order_entry(
+        self, page: torch.Tensor, head: torch.Tensor | int, round_: torch.Tensor | int, offset: torch.Tensor
+    ) -> torch.Tensor:
+        """Index of a slot's entry in `PagePool.entries`."""
+        return page * (self.page_bytes // 4) + (head * self.rounds + round_) * self.slots + offset
+
+
+class PagePool:
+    """The arena and the list of its free pages. Not thread-safe: the engine's thread owns it."""
+
+    def __init__(self, layout: PageLayout, memory_bytes: int, device: torch.device) -> None:
+        """Allocates as many whole pages as fit into memory_bytes, at least one."""
+        self.layout = layout
+        self.total_pages = max(memory_bytes // layout.page_bytes, 1)
+        arena = torch.empty(self.total_pages * layout.page_bytes, dtype=torch.uint8, device=device)
+        self.rows = arena.view(layout.dtype).view(-1, layout.head_size)
+        self.entries = arena.view(torch.int32)
+        self._free = list(range(self.total_pages - 1, -1, -1))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the arena is."""
+        return self.rows.device
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that nobody holds."""
+        return len(self._free)
+
+    @property
+    def used_pages(self) -> int:
+        """Pages that are held."""
+        return self.total_pages - len(self._free)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the arena."""
+        return self.total_pages * self.layout.page_bytes
+
+    def allocate(self, count: int) -> list[int]:
+        """Takes pages; their content is undefined.
+
+        Raises:
+            OutOfMemoryError: fewer are free; nothing is taken.
+        """
+        if count > len(self._free):
+            size = self.layout.page_bytes
+            raise OutOfMemoryError(count * size, len(self._free) * size, fits_when_idle=count <= self.total_pages)
+        taken = self._free[len(self._free) - count :]
+        del self._free[len(self._free) - count :]
+        return taken
+
+    def release(self, pages: Sequence[int]) -> None:
+        """Gives pages back."""
+        self._free.extend(pages)
+
+    def check(self, held: Sequence[int]) -> None:
+        """Raises AssertionError unless each page is either free or held, and only once; for tests."""
+        everything = sorted([*self._free, *held])
+        assert everything == list(range(self.total_pages)), "a page is lost, or held twice"

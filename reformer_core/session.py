@@ -1,0 +1,197 @@
+"""Sessions: a document, shared, and a tail of the session's own. A table holds the tensors of all of them, a row a session.
+
+Shapes: S sessions in the table, H heads, R rounds, D head size, T tail capacity, K buckets, W positions a local layer sees.
+"""
+
+import torch
+
+from reformer_core.bucket_index import EMPTY, Base, Tail, merged_order
+from reformer_core.config import ReformerConfig
+from reformer_core.document import Document
+from reformer_core.errors import OutOfMemoryError
+from reformer_core.pages import PagePool
+
+TAIL_TOKENS = 1024  # T: inserting moves this many entries at most; merging costs a pass over the whole order
+
+
+class SessionTable:
+    """The sessions' tensors, row by row. Layers are counted by kind: the first LSH layer and the first local layer are 0."""
+
+    def __init__(self, config: ReformerConfig, pool: PagePool, sessions: int, tail_tokens: int = TAIL_TOKENS) -> None:
+        layout, device = pool.layout, pool.device
+        lsh, local = config.attn_layers.count("lsh"), config.attn_layers.count("local")
+        heads, rounds, window = config.num_attention_heads, config.num_hashes, config.local_window
+        self.config, self.pool, self.sessions, self.tail_capacity = config, pool, sessions, tail_tokens
+        long = {"dtype": torch.long, "device": device}
+        int32 = {"dtype": torch.int32, "device": device}
+        self.length = torch.zeros(sessions, **long)  # tokens in all
+        self.document_tokens = torch.zeros(sessions, **long)
+        self.base_tokens = torch.zeros(sessions, **long)  # sorted in the base: the document's, after a merge more
+        # One page of tokens more than fit: the document's last page isn't filled up with the tail.
+        self.token_pages = torch.zeros(lsh, sessions, layout.token_pages(config.max_tokens) + 1, **long)
+        self.order_pages = torch.zeros(lsh, sessions, layout.order_pages(config.max_tokens), **long)
+        self.offsets = torch.zeros(lsh, sessions, heads, rounds, config.total_buckets + 1, **int32)
+        self.tail_buckets = torch.full((lsh, sessions, heads, rounds, tail_tokens), EMPTY, **int32)
+        self.tail_positions = torch.zeros(lsh, sessions, heads, rounds, tail_tokens, **int32)
+        ring = (local, sessions, heads, window, config.attention_head_size)
+        self.local_keys = torch.zeros(ring, dtype=layout.dtype, device=device)
+        self.local_values = torch.zeros(ring, dtype=layout.dtype, device=device)
+        self.next_logits = torch.zeros(sessions, config.vocab_size, dtype=torch.float32, device=device)
+        self._free_rows = list(range(sessions - 1, -1, -1))
+
+    @property
+    def free_rows(self) -> int:
+        """Sessions that can still be opened."""
+        return len(self._free_rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors."""
+        return sum(x.nbytes for x in vars(self).values() if isinstance(x, torch.Tensor))
+
+    def take_row(self) -> int:
+        """A free row. Raises OutOfMemoryError if there is none."""
+        if not self._free_rows:
+            raise OutOfMemoryError(self.nbytes // self.sessions, 0)
+        return self._free_rows.pop()
+
+    def give_row(self, row: int) -> None:
+        """Gives a row back."""
+        self._free_rows.append(row)
+
+    def base(self, layer: int, rows: torch.Tensor) -> Base:
+        """The documents' order of LSH layer `layer` as rows int64 [B] see it."""
+        return Base(self.offsets[layer, rows], self.base_tokens[rows], self.order_pages[layer, rows])
+
+    def tail(self, layer: int, rows: torch.Tensor, capacity: int) -> Tail:
+        """The tails of rows int64 [B], the first `capacity` places of them."""
+        return Tail(
+            self.tail_buckets[layer, :, :, :, :capacity][rows],
+            self.tail_positions[layer, :, :, :, :capacity][rows],
+            self.length[rows] - self.base_tokens[rows],
+        )
+
+    def store_tail(self, layer: int, rows: torch.Tensor, tail: Tail) -> None:
+        """Writes tails back to rows int64 [B]."""
+        capacity = tail.buckets.shape[-1]
+        self.tail_buckets[layer, :, :, :, :capacity].index_copy_(0, rows, tail.buckets)
+        self.tail_positions[layer, :, :, :, :capacity].index_copy_(0, rows, tail.positions)
+
+    def key_rows(self, layer: int, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Rows of the pool that hold the keys at positions int64 [B, H, w], for rows int64 [B]."""
+        layout = self.pool.layout
+        document = self.document_tokens[rows].view(-1, 1, 1)
+        unfilled = -document % layout.tokens  # the tail begins on a page of its own
+        place = positions + torch.where(positions >= document, unfilled, 0)
+        pages = self.token_pages[layer, rows]
+        page = pages.gather(1, (place // layout.tokens).flatten(1)).view_as(positions)
+        head = torch.arange(positions.shape[1], device=positions.device).view(-1, 1)
+        return layout.key_row(page, head, place % layout.tokens)
+
+
+class Session:
+    """One row of the table: a document and what was appended to it. Context manager; `close` frees what it holds."""
+
+    def __init__(self, table: SessionTable, document: Document) -> None:
+        """Opens a session on a document. Raises OutOfMemoryError if the table is full."""
+        self.table, self.document = table, document
+        self.row = table.take_row()
+        document.acquire()
+        self.length, self.base_tokens = document.tokens, document.tokens
+        lsh_layers = len(document.token_pages)
+        self._token_pages: list[list[int]] = [[] for _ in range(lsh_layers)]  # of the tail
+        self._order_pages: list[list[int]] = [[] for _ in range(lsh_layers)]  # of the private base, after a merge
+        self._closed = False
+        table.document_tokens[self.row] = document.tokens
+        table.token_pages[:, self.row, : document.token_pages.shape[1]] = document.token_pages.to(table.length.device)
+        table.local_keys[:, self.row] = document.local_keys
+        table.local_values[:, self.row] = document.local_values
+        table.next_logits[self.row] = document.next_logits
+        self._set_base(document.tokens, document.order_pages, document.offsets)
+        table.length[self.row] = document.tokens
+
+    @property
+    def tail_tokens(self) -> int:
+        """Tokens in the sorted tail: appended and not merged yet."""
+        return self.length - self.base_tokens
+
+    @property
+    def pages(self) -> list[int]:
+        """All pages that the session holds itself."""
+        return [page for pages in (*self._token_pages, *self._order_pages) for page in pages]
+
+    def pages_needed(self, tokens: int) -> int:
+        """Pages that appending so many tokens takes, at most, beyond those that the session holds."""
+        layout, layers = self.table.pool.layout, len(self._token_pages)
+        if layers == 0:
+            return 0
+        own = self.length - self.document.tokens + tokens
+        token_pages = max(layout.token_pages(own) - len(self._token_pages[0]), 0)
+        merging = self.tail_tokens + tokens > self.table.tail_capacity
+        order_pages = 2 * layout.order_pages(self.length + tokens) if merging else 0  # old and new side by side
+        return layers * (token_pages + order_pages)
+
+    def reserve(self, tokens: int) -> None:
+        """Takes the pages for the keys and values of so many more tokens.
+
+        Raises:
+            OutOfMemoryError: there aren't enough; nothing is taken.
+        """
+        layout, pool = self.table.pool.layout, self.table.pool
+        own = self.length - self.document.tokens + tokens
+        first = layout.token_pages(self.document.tokens)
+        layers = len(self._token_pages)
+        missing = layout.token_pages(own) - len(self._token_pages[0]) if layers else 0
+        if missing <= 0:
+            return
+        taken = pool.allocate(missing * layers)
+        for layer, pages in enumerate(self._token_pages):
+            start = first + len(pages)
+            pages += taken[layer * missing : (layer + 1) * missing]
+            self.table.token_pages[layer, self.row, start : start + missing] = torch.tensor(pages[-missing:])
+
+    def appended(self, tokens: int) -> None:
+        """Notes that so many tokens were written to the table's row."""
+        self.length += tokens
+
+    def merge_tail(self) -> None:
+        """Merges the tail into a base of the session's own; the document's order isn't written.
+
+        Raises:
+            OutOfMemoryError: no pages for the new order; nothing has changed.
+        """
+        table, pool = self.table, self.table.pool
+        layout, layers = pool.layout, len(self._order_pages)
+        count = layout.order_pages(self.length)
+        taken = pool.allocate(count * layers)
+        new_pages = torch.tensor(taken, dtype=torch.long).view(layers, count)
+        row = torch.tensor([self.row], device=pool.device)
+        offsets = torch.empty_like(table.offsets[:, self.row])
+        for layer in range(layers):
+            base, tail = table.base(layer, row), table.tail(layer, row, table.tail_capacity)
+            offsets[layer] = merged_order(pool, base, tail, self.base_tokens, self.tail_tokens, new_pages[layer])
+        pool.release([page for pages in self._order_pages for page in pages])
+        self._order_pages = new_pages.tolist()
+        self._set_base(self.length, new_pages, offsets)
+
+    def close(self) -> None:
+        """Frees what the session holds; idempotent."""
+        if not self._closed:
+            self._closed = True
+            self.table.pool.release(self.pages)
+            self.document.release()
+            self.table.give_row(self.row)
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _set_base(self, tokens: int, order_pages: torch.Tensor, offsets: torch.Tensor) -> None:
+        table = self.table
+        self.base_tokens = tokens
+        table.base_tokens[self.row] = tokens
+        table.order_pages[:, self.row, : order_pages.shape[1]] = order_pages.to(table.length.device)
+        table.offsets[:, self.row] = offsets
+        table.tail_buckets[:, self.row] = EMPTY
