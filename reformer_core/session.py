@@ -3,6 +3,8 @@
 Shapes: S sessions in the table, H heads, R rounds, D head size, T tail capacity, K buckets, W positions a local layer sees.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from reformer_core.bucket_index import EMPTY, Base, Tail, merged_order
@@ -89,11 +91,26 @@ class SessionTable:
         return layout.key_row(page, head, place % layout.tokens)
 
 
+def tail_pages_needed(table: SessionTable, length: int, tokens: int) -> int:
+    """Pages that a session takes for appending so many tokens to a document of `length` tokens, at most."""
+    layout, layers = table.pool.layout, table.config.attn_layers.count("lsh")
+    # A merge writes the new order beside the old one.
+    order_pages = 2 * layout.order_pages(length + tokens) if tokens > table.tail_capacity else 0
+    return layers * (layout.token_pages(tokens) + order_pages)
+
+
 class Session:
     """One row of the table: a document and what was appended to it. Context manager; `close` frees what it holds."""
 
-    def __init__(self, table: SessionTable, document: Document) -> None:
-        """Opens a session on a document. Raises OutOfMemoryError if the table is full."""
+    def __init__(self, table: SessionTable, document: Document, held_pages: Sequence[int] = ()) -> None:
+        """Opens a session on a document.
+
+        Args:
+            held_pages: pages, the session's from now on, that it takes from before it asks the pool.
+
+        Raises:
+            OutOfMemoryError: the table is full.
+        """
         self.table, self.document = table, document
         self.row = table.take_row()
         document.acquire()
@@ -101,6 +118,7 @@ class Session:
         lsh_layers = len(document.token_pages)
         self._token_pages: list[list[int]] = [[] for _ in range(lsh_layers)]  # of the tail
         self._order_pages: list[list[int]] = [[] for _ in range(lsh_layers)]  # of the private base, after a merge
+        self._held_pages = list(held_pages)
         self._closed = False
         table.document_tokens[self.row] = document.tokens
         table.token_pages[:, self.row, : document.token_pages.shape[1]] = document.token_pages.to(table.length.device)
@@ -118,18 +136,7 @@ class Session:
     @property
     def pages(self) -> list[int]:
         """All pages that the session holds itself."""
-        return [page for pages in (*self._token_pages, *self._order_pages) for page in pages]
-
-    def pages_needed(self, tokens: int) -> int:
-        """Pages that appending so many tokens takes, at most, beyond those that the session holds."""
-        layout, layers = self.table.pool.layout, len(self._token_pages)
-        if layers == 0:
-            return 0
-        own = self.length - self.document.tokens + tokens
-        token_pages = max(layout.token_pages(own) - len(self._token_pages[0]), 0)
-        merging = self.tail_tokens + tokens > self.table.tail_capacity
-        order_pages = 2 * layout.order_pages(self.length + tokens) if merging else 0  # old and new side by side
-        return layers * (token_pages + order_pages)
+        return [page for pages in (*self._token_pages, *self._order_pages, self._held_pages) for page in pages]
 
     def reserve(self, tokens: int) -> None:
         """Takes the pages for the keys and values of so many more tokens.
@@ -144,7 +151,7 @@ class Session:
         missing = layout.token_pages(own) - len(self._token_pages[0]) if layers else 0
         if missing <= 0:
             return
-        taken = pool.allocate(missing * layers)
+        taken = self._take(missing * layers)
         for layer, pages in enumerate(self._token_pages):
             start = first + len(pages)
             pages += taken[layer * missing : (layer + 1) * missing]
@@ -163,16 +170,22 @@ class Session:
         table, pool = self.table, self.table.pool
         layout, layers = pool.layout, len(self._order_pages)
         count = layout.order_pages(self.length)
-        taken = pool.allocate(count * layers)
+        taken = self._take(count * layers)
         new_pages = torch.tensor(taken, dtype=torch.long).view(layers, count)
         row = torch.tensor([self.row], device=pool.device)
         offsets = torch.empty_like(table.offsets[:, self.row])
         for layer in range(layers):
             base, tail = table.base(layer, row), table.tail(layer, row, table.tail_capacity)
             offsets[layer] = merged_order(pool, base, tail, self.base_tokens, self.tail_tokens, new_pages[layer])
-        pool.release([page for pages in self._order_pages for page in pages])
+        self._held_pages += [page for pages in self._order_pages for page in pages]
         self._order_pages = new_pages.tolist()
         self._set_base(self.length, new_pages, offsets)
+
+    def _take(self, count: int) -> list[int]:
+        from_pool = self.table.pool.allocate(max(count - len(self._held_pages), 0))
+        from_held = self._held_pages[: count - len(from_pool)]
+        del self._held_pages[: len(from_held)]
+        return from_held + from_pool
 
     def close(self) -> None:
         """Frees what the session holds; idempotent."""
