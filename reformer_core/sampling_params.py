@@ -11,7 +11,11 @@ MAX_STOP_TEXTS = 16
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Sampling parameters. The filters apply in the order of the fields; raises InvalidParameterError."""
+    """Sampling parameters; raises InvalidParameterError.
+
+    The repetition penalty is applied to the logits first; then temperature, top-k, top-p and min-p, each to what the
+    one before left, renormalised.
+    """
 
     temperature: float = 1.0
     """0 and more; 0 takes the most likely token."""

@@ -73,8 +73,8 @@ Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
 
 @_typing.final
 class SamplingParams(_message.Message):
-    """How tokens are chosen. The filters apply in the order of the fields here; what is left is
-    renormalised and drawn from.
+    """How tokens are chosen. The repetition penalty is applied to the logits first; then temperature,
+    top_k, top_p and min_p, each to what the one before left, renormalised.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
