@@ -32,7 +32,9 @@ class BatchSampling:
     seed: torch.Tensor
     """int64 [B], the bits of the unsigned seeds."""
     greedy: bool
-    """Whether every session is greedy: nothing has to be sorted or drawn."""
+    """Whether every session is greedy: nothing has to be drawn."""
+    ranked: bool
+    """Whether any session has a top-k or top-p: only they need the vocabulary sorted."""
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device) -> "BatchSampling":
@@ -50,6 +52,7 @@ class BatchSampling:
             min_p=numbers([p.min_p for p in params]),
             seed=torch.tensor([_signed(p.seed) for p in params], dtype=torch.int64, device=device),
             greedy=all(p.temperature == 0 for p in params),
+            ranked=any(p.top_k > 0 or p.top_p < 1 for p in params),
         )
 
 
@@ -110,24 +113,30 @@ def _penalise(logits: torch.Tensor, penalty: torch.Tensor, seen: torch.Tensor) -
 def _draw(logits: torch.Tensor, batch: BatchSampling, uniform: torch.Tensor) -> torch.Tensor:
     """Filters, then draws by inverting the distribution function: [B, V] and [B] -> ids int64 [B].
 
-    In float64: in float32 a distribution function over a large vocabulary would lose its rare tokens.
+    In float64: in float32 a distribution function over a large vocabulary would lose its rare tokens. In the order of
+    the vocabulary, whether or not the batch has to be ranked: a session's token must not depend on the others.
     """
-    ordered, ids = logits.double().sort(dim=-1, descending=True, stable=True)
     temperature = torch.where(batch.temperature == 0, 1.0, batch.temperature).double().unsqueeze(-1)
-    weights = torch.exp((ordered - ordered[:, :1]) / temperature)  # 1 for the most likely; not yet normalised
-
-    rank = torch.arange(logits.shape[-1], device=logits.device)
-    top_k, top_p, min_p = (x.unsqueeze(-1) for x in (batch.top_k, batch.top_p, batch.min_p))
-    weights = weights.masked_fill((top_k > 0) & (rank >= top_k), 0)
-    reached = weights.cumsum(dim=-1)
-    before, total = reached - weights, reached[:, -1:]
-    weights = weights.masked_fill((top_p < 1) & (before >= top_p * total) & (rank > 0), 0)
-    weights = weights.masked_fill(weights < min_p, 0)
-
+    exact = logits.double()
+    weights = torch.exp((exact - exact.amax(dim=-1, keepdim=True)) / temperature)  # 1 for the most likely
+    if batch.ranked:
+        weights = weights.masked_fill(_dropped_by_rank(logits, weights, batch), 0)
+    weights = weights.masked_fill(weights < batch.min_p.unsqueeze(-1), 0)
     distribution = weights.cumsum(dim=-1)
     target = uniform.unsqueeze(-1) * distribution[:, -1:]
-    place = (distribution <= target).sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
-    return ids.gather(-1, place).squeeze(-1)
+    return (distribution <= target).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
+
+
+def _dropped_by_rank(logits: torch.Tensor, weights: torch.Tensor, batch: BatchSampling) -> torch.Tensor:
+    """What top-k and top-p drop, bool [B, V]. Of equally likely tokens, those with the smaller ids stay."""
+    order = logits.sort(dim=-1, descending=True, stable=True).indices
+    rank = torch.arange(logits.shape[-1], device=logits.device)
+    top_k, top_p = batch.top_k.unsqueeze(-1), batch.top_p.unsqueeze(-1)
+    beyond_k = (top_k > 0) & (rank >= top_k)
+    ordered = weights.gather(-1, order).masked_fill(beyond_k, 0)
+    reached = ordered.cumsum(dim=-1)
+    beyond_p = (top_p < 1) & (reached - ordered >= top_p * reached[:, -1:]) & (rank > 0)
+    return torch.empty_like(beyond_p).scatter_(-1, order, beyond_k | beyond_p)
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
