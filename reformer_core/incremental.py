@@ -20,6 +20,7 @@ from reformer_core.window_attention import attend
 EXTEND_TOKENS = 128  # tokens a slice of `extend`: enough to fill matrix products, little enough not to hold up decoding
 
 
+@torch.inference_mode()
 def decode_step(
     model: ReformerModel, table: SessionTable, rows: torch.Tensor, token_ids: torch.Tensor, tail_capacity: int
 ) -> None:
@@ -59,6 +60,7 @@ def decode_step(
     table.length.index_add_(0, rows, torch.ones_like(rows))
 
 
+@torch.inference_mode()
 def extend_slice(model: ReformerModel, session: Session, token_ids: torch.Tensor) -> torch.Tensor:
     """Appends m tokens to one session, as m decode steps would.
 

@@ -63,13 +63,13 @@ class Prefill:
     def slices(self) -> Iterator[None]:
         """Does the work, yielding after each slice; closing it early frees everything."""
         try:
-            with torch.inference_mode():
-                yield from self._run()
+            yield from self._run()
         finally:
             if self.document is None:
                 self._pool.release(self._pages)
             self._pages = []
 
+    @torch.inference_mode()  # as a decorator: a `with` would stay in force between the slices
     def _run(self) -> Iterator[None]:
         model, config = self._model, self._model.config
         n, layers = len(self._token_ids), self._model.reversible_layers
