@@ -8,8 +8,9 @@ import click
 from rich.console import Console
 
 from reformer_core.errors import CheckpointError
+from reformer_core.placement import DTYPES
 from reformer_core.train.report import Report
-from reformer_core.train.run import DTYPES, VOCAB_SIZE, TrainingRun, begin, resume
+from reformer_core.train.run import VOCAB_SIZE, TrainingRun, begin, resume
 from reformer_core.train.settings import TrainSettings
 from reformer_core.train.stopping import stop_on_signals
 
@@ -60,6 +61,7 @@ class _Lengths(click.ParamType[tuple[int, ...]]):
     help="A checkpoint is written, and the validation texts are looked at, this often.",
 )
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="float16", show_default=True, help="Of the weights.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 def train(**options: Any) -> None:
     """Trains a Reformer on TEXTS (UTF-8 files), and saves it as a Hugging Face model directory.
 
@@ -89,7 +91,7 @@ def _run(options: dict[str, Any]) -> TrainingRun:
     if options["resumed"] is not None:
         if options["texts"] or options["output"]:
             raise click.UsageError("--resume takes the texts and all settings from the checkpoint; give it alone")
-        return resume(options["resumed"])
+        return resume(options["resumed"], device=options["device"])
     if not options["texts"]:
         raise click.UsageError("which texts? Give one or more UTF-8 files")
     if options["output"] is None:
@@ -121,6 +123,7 @@ def _run(options: dict[str, Any]) -> TrainingRun:
         tokenizer_directory=options["tokenizer"],
         vocab_size=options["vocab_size"],
         dtype=options["dtype"],
+        device=options["device"],
     )
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from reformer_core import ReformerConfig, ReformerModel, load_model, save_model
+from reformer_core.placement import DTYPES, choose_device
 from reformer_core.tokenizers import Tokenizer, load_tokenizer
 from reformer_core.train.checkpoint import CHECKPOINT_FILE, load_checkpoint, remove_checkpoint, save_checkpoint
 from reformer_core.train.data import Crops, TextFile, read_text, tokenize
+from reformer_core.train.initial import initialise_positions
 from reformer_core.train.model_card import write_model_card
 from reformer_core.train.report import Report
 from reformer_core.train.settings import TrainSettings, text_config
@@ -22,7 +24,6 @@ from reformer_core.train.trainer import Trainer
 from reformer_core.train.validation import Validation
 from reformer_core.train.vocabulary import learn_vocabulary
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 VOCAB_SIZE = 1024  # of a learned vocabulary, unless the user says another
 
 
@@ -112,6 +113,7 @@ def begin(
     tokenizer_directory: Path | None = None,
     vocab_size: int = VOCAB_SIZE,
     dtype: str = "float16",
+    device: str = "auto",
 ) -> TrainingRun:
     """A fresh run.
 
@@ -124,10 +126,11 @@ def begin(
         initial_model: a model directory to go on from, with its configuration and tokenizer.
         tokenizer_directory: a model directory whose tokenizer is used. None: one is learned from the texts.
         vocab_size: size of the learned one.
-        dtype: of the saved weights, a key of DTYPES.
+        dtype: of the saved weights: float16, bfloat16 or float32.
+        device: "auto", "cpu", "cuda" …
 
     Raises:
-        ValueError: a text or a setting can't be used, or the folder holds a model already.
+        ValueError: a text, a setting or the device can't be used, or the folder holds a model already.
         CheckpointError: the initial model or the tokenizer can't be loaded.
     """
     for name, advice in ((CHECKPOINT_FILE, "resume it"), ("config.json", "choose another folder")):
@@ -144,14 +147,15 @@ def begin(
         model = load_model(initial_model, device="cpu", dtype="float32")
     else:
         model = ReformerModel(_config(config_file, tokenizer))
-    run = _assemble(directory, model, tokenizer, texts, validation_texts, settings, dtype)
+        initialise_positions(model)
+    run = _assemble(directory, model, tokenizer, texts, validation_texts, settings, dtype, device)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
     tokenizer.save(directory)
     return run
 
 
-def resume(directory: Path) -> TrainingRun:
+def resume(directory: Path, *, device: str = "auto") -> TrainingRun:
     """Goes on from the checkpoint in a run's folder, exactly as if it had never stopped.
 
     Raises:
@@ -167,6 +171,7 @@ def resume(directory: Path) -> TrainingRun:
         _reread(manifest["validation_texts"]),
         TrainSettings.from_dict(manifest["settings"]),
         manifest["dtype"],
+        device,
     )
     run.trainer.load_state_dict(state["trainer"])
     return run
@@ -180,6 +185,7 @@ def _assemble(
     validation_texts: Sequence[TextFile],
     settings: TrainSettings,
     dtype: str,
+    device: str,
 ) -> TrainingRun:
     tokenized = [tokenize(text, tokenizer, model.config.eos_token_id) for text in texts]
     generator = torch.Generator().manual_seed(settings.seed)
@@ -191,7 +197,7 @@ def _assemble(
         tokenizer=tokenizer,
         texts=texts,
         validation_texts=validation_texts,
-        trainer=Trainer(model.to("cuda" if torch.cuda.is_available() else "cpu"), crops, generator, settings),
+        trainer=Trainer(model.to(choose_device(device)), crops, generator, settings),
         validations=[Validation(tokenize(text, tokenizer), sequence_tokens) for text in validation_texts],
         bytes_per_token=sum(t.content_bytes for t in tokenized) / sum(len(t.token_ids) for t in tokenized),
     )

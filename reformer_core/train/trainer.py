@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from reformer_core.model import ReformerModel
+from reformer_core.placement import cpu_multiplies_bfloat16
 from reformer_core.train.data import Crops
 from reformer_core.train.optimizer import build_optimizer, learning_rate_share
 from reformer_core.train.settings import TrainSettings
@@ -105,4 +106,4 @@ def bfloat16_is_native(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 natively, many times faster than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return torch.cpu._is_avx512_bf16_supported()
+    return cpu_multiplies_bfloat16()

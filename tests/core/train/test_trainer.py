@@ -14,6 +14,7 @@ from reformer_core.model import ReformerModel
 from reformer_core.tokenizers import ByteTokenizer
 from reformer_core.train.checkpoint import load_checkpoint, remove_checkpoint, save_checkpoint
 from reformer_core.train.data import Crops, TextFile, TokenizedText, read_text, tokenize
+from reformer_core.train.initial import initialise_positions
 from reformer_core.train.optimizer import build_optimizer, learning_rate_share
 from reformer_core.train.settings import TrainSettings, text_config
 from reformer_core.train.stopping import stop_on_signals
@@ -241,6 +242,22 @@ class TestSettings:
 
     def test_the_default_model_has_a_million_positions(self) -> None:
         assert text_config(1024).max_tokens == 2**20
+
+
+class TestInitialisation:
+    @pytest.mark.parametrize("axial", [True, False])
+    def test_products_of_positions_tell_their_distance(self, axial: bool) -> None:
+        model = ReformerModel(dataclasses.replace(CONFIG, axial_pos_embds=axial))
+        initialise_positions(model)
+        embedded = model.embeddings.positions(torch.arange(256)).detach()
+        rows = embedded[:16] if axial else embedded
+        products = rows @ rows.T
+        for distance in (0, 1, 5):
+            assert products.diagonal(distance).std() < 1e-5 * products[0, 0].item() + 1e-9
+        assert products[3, 3] > products[3, 4] > products[3, 5]
+        assert rows.std() == pytest.approx(0.014 if axial else 0.02, rel=0.3)
+        if axial:
+            torch.testing.assert_close(embedded[16:32], rows)  # the other axis says nothing yet
 
 
 class TestVocabulary:
