@@ -31,7 +31,6 @@ class PageLayout:
         self.dtype = dtype
         self.tokens = page_tokens
         self.page_bytes = 2 * self.heads * page_tokens * self.head_size * dtype.itemsize
-        self.page_bytes = -(-self.page_bytes // 4) * 4
         self.slots = self.page_bytes // (4 * self.heads * self.rounds)
         if self.slots == 0:
             raise ValueError(f"pages of {page_tokens} tokens can't hold the order of {self.rounds} hash rounds")
