@@ -2,15 +2,25 @@
 
 from reformer_core.checkpoint import load_config, load_model, save_model
 from reformer_core.config import ReformerConfig
+from reformer_core.document import Document
 from reformer_core.embedded_model import embedded_model_path
+from reformer_core.engine import Engine, EngineLoad
+from reformer_core.memory_plan import MemoryPlan
 from reformer_core.model import ReformerModel
+from reformer_core.requests import Request
 from reformer_core.sampling_params import SamplingParams
-from reformer_core.tokenizers import load_tokenizer
+from reformer_core.tokenizers import Tokenizer, load_tokenizer
 
 __all__ = [
+    "Document",
+    "Engine",
+    "EngineLoad",
+    "MemoryPlan",
     "ReformerConfig",
     "ReformerModel",
+    "Request",
     "SamplingParams",
+    "Tokenizer",
     "embedded_model_path",
     "load_config",
     "load_model",

@@ -1,5 +1,8 @@
 """Where the model runs and in which number format: chosen here and nowhere else."""
 
+import os
+from pathlib import Path
+
 import torch
 
 from reformer_core.errors import InvalidParameterError
@@ -62,3 +65,18 @@ def cpu_multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions that multiply bfloat16."""
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in NATIVE_BFLOAT16)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that are free on the device now; of this machine's memory for the CPU, as the kernel and the cgroup tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        values = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = int(values["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
+        free = min(free, max(int(most) - int(used.read_text()), 0))
+    return free

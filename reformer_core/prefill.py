@@ -65,11 +65,14 @@ class Prefill:
         try:
             yield from self._run()
         finally:
-            if self.document is None:
-                self._pool.release(self._pages)
-            self._pages = []
+            self.close()
 
-    @torch.inference_mode()  # as a decorator: a `with` would stay in force between the slices
+    def close(self) -> None:
+        """Frees the pages, unless a document has them; idempotent."""
+        if self.document is None:
+            self._pool.release(self._pages)
+        self._pages = []
+
     def _run(self) -> Iterator[None]:
         model, config = self._model, self._model.config
         n, layers = len(self._token_ids), self._model.reversible_layers

@@ -11,18 +11,19 @@ from reformer_core.bucket_index import EMPTY, Base, Tail, merged_order
 from reformer_core.config import ReformerConfig
 from reformer_core.document import Document
 from reformer_core.errors import OutOfMemoryError
+from reformer_core.memory_plan import tail_capacity
 from reformer_core.pages import PagePool
 
-TAIL_TOKENS = 1024  # T: inserting moves this many entries at most; merging costs a pass over the whole order
 
 
 class SessionTable:
     """The sessions' tensors, row by row. Layers are counted by kind: the first LSH layer and the first local layer are 0."""
 
-    def __init__(self, config: ReformerConfig, pool: PagePool, sessions: int, tail_tokens: int = TAIL_TOKENS) -> None:
+    def __init__(self, config: ReformerConfig, pool: PagePool, sessions: int, tail_tokens: int | None = None) -> None:
         layout, device = pool.layout, pool.device
         lsh, local = config.attn_layers.count("lsh"), config.attn_layers.count("local")
         heads, rounds, window = config.num_attention_heads, config.num_hashes, config.local_window
+        tail_tokens = tail_tokens or tail_capacity(config)
         self.config, self.pool, self.sessions, self.tail_capacity = config, pool, sessions, tail_tokens
         long = {"dtype": torch.long, "device": device}
         int32 = {"dtype": torch.int32, "device": device}
@@ -114,7 +115,6 @@ class Session:
         self.table, self.document = table, document
         self.row = table.take_row()
         document.acquire()
-        self.length, self.base_tokens = document.tokens, document.tokens
         lsh_layers = len(document.token_pages)
         self._token_pages: list[list[int]] = [[] for _ in range(lsh_layers)]  # of the tail
         self._order_pages: list[list[int]] = [[] for _ in range(lsh_layers)]  # of the private base, after a merge
@@ -122,11 +122,25 @@ class Session:
         self._closed = False
         table.document_tokens[self.row] = document.tokens
         table.token_pages[:, self.row, : document.token_pages.shape[1]] = document.token_pages.to(table.length.device)
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Forgets all that was appended; pages stay with the session."""
+        table, document = self.table, self.document
+        self._held_pages += [page for pages in (*self._token_pages, *self._order_pages) for page in pages]
+        self._token_pages = [[] for _ in self._token_pages]
+        self._order_pages = [[] for _ in self._order_pages]
+        self.length = document.tokens
+        table.length[self.row] = document.tokens
         table.local_keys[:, self.row] = document.local_keys
         table.local_values[:, self.row] = document.local_values
         table.next_logits[self.row] = document.next_logits
         self._set_base(document.tokens, document.order_pages, document.offsets)
-        table.length[self.row] = document.tokens
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session is closed."""
+        return self._closed
 
     @property
     def tail_tokens(self) -> int:
