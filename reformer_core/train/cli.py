@@ -130,7 +130,7 @@ def _run(options: dict[str, Any]) -> TrainingRun:
 def _describe(run: TrainingRun, report: Report) -> None:
     model = run.trainer.model
     report.message(
-        f"{len(run.texts)} texts of {sum(len(text.content) for text in run.texts):,} bytes, "
+        f"training texts: {len(run.texts)}, {sum(len(text.content) for text in run.texts):,} bytes, "
         f"{run.bytes_per_token:.2f} bytes a token; {model.num_parameters:,} parameters; "
         f"{'bfloat16' if run.trainer.autocast else 'float32'} on {model.device}"
     )

@@ -25,7 +25,7 @@ positions for {max_tokens:,} tokens and a vocabulary of {vocab_size:,}, trained 
 
 {figures}
 
-Trained for {steps:,} steps on {tokens:,} tokens ({epochs:.1f} times the training texts) in {minutes:.0f} minutes.
+Trained for {steps:,} steps on {tokens:,} tokens ({epochs:.1f} times the training texts) in {minutes:.1f} minutes.
 
 ## Training texts
 
@@ -77,7 +77,7 @@ def write_model_card(
         epochs=trainer.epochs,
         minutes=trainer.seconds / 60,
         texts=_table(texts) + ("\n\nHeld out:\n\n" + _table(validation_texts) if validation_texts else ""),
-        settings="\n".join(f"| {name} | {value} |" for name, value in settings.to_dict().items()),
+        settings="\n".join(f"| {name} | {value} |" for name, value in settings.to_dict().items() if value is not None),
     )
     (directory / "README.md").write_text(card, encoding="utf-8")
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -51,7 +50,9 @@ class Report:
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("", total=1.0, step=0, figures="", seconds_left=None)
-        self._begin_window()
+        self._losses: list[float] = []  # since the last entry of the log, as the next two
+        self._tokens = 0
+        self._seconds = 0.0
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -67,7 +68,7 @@ class Report:
         """After each step."""
         self._losses.append(result.loss)
         self._tokens += result.tokens
-        seconds = time.monotonic() - self._window_began
+        self._seconds += result.seconds
         loss = sum(self._losses) / len(self._losses)
         entry = {
             "step": trainer.step,
@@ -76,17 +77,17 @@ class Report:
             "loss": round(loss, 4),
             "bits_per_byte": round(loss * self._bits_per_nat_and_byte, 4),
             "learning_rate": result.learning_rate,
-            "tokens_per_second": round(self._tokens / seconds),
+            "tokens_per_second": round(self._tokens / self._seconds),
         }
         figures = "loss {loss:.3f}  {bits_per_byte:.3f} bits/byte  {tokens_per_second:,} tokens/s".format(**entry)
         done = trainer.done
         left = trainer.seconds / done * (1 - done) if done > 0 else None
         self._progress.update(self._task, completed=done, step=trainer.step, figures=figures, seconds_left=left)
-        if seconds >= _LOG_SECONDS or done >= 1:
+        if self._seconds >= _LOG_SECONDS or done >= 1:
             self._write(entry)
             if not self._console.is_terminal:
-                self._console.print(f"step {trainer.step:,}  {done:.1%}  {figures}")
-            self._begin_window()
+                self.message(f"step {trainer.step:,}  {done:.1%}  {figures}")
+            self._losses, self._tokens, self._seconds = [], 0, 0.0
 
     def validated(self, trainer: Trainer, bits_per_byte: dict[str, float]) -> None:
         """After the validation texts were read."""
@@ -95,16 +96,10 @@ class Report:
         self._write({"step": trainer.step, "validation_bits_per_byte": bits_per_byte})
         figures = ", ".join(f"{name} {value:.4f}" for name, value in bits_per_byte.items())
         self.message(f"step {trainer.step:,}  validation, bits/byte: {figures}")
-        self._begin_window()  # the time it took is not a step's
 
     def message(self, text: str) -> None:
         """A line above the progress bar."""
-        self._progress.console.print(text, highlight=False, markup=False)
-
-    def _begin_window(self) -> None:
-        self._losses: list[float] = []
-        self._tokens = 0
-        self._window_began = time.monotonic()
+        self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _write(self, entry: dict[str, Any]) -> None:
         self._log.write(json.dumps(entry) + "\n")

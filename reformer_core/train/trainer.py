@@ -20,6 +20,7 @@ class StepResult:
     loss: float  # nats a token
     tokens: int
     learning_rate: float
+    seconds: float
 
 
 class Trainer:
@@ -75,10 +76,10 @@ class Trainer:
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.model.eval()
-        result = StepResult(loss.item(), batch.token_ids.numel(), rate)
+        result = StepResult(loss.item(), batch.token_ids.numel(), rate, time.monotonic() - began)
         self.step += 1
         self.tokens += result.tokens
-        self.seconds += time.monotonic() - began
+        self.seconds += result.seconds
         return result
 
     def state_dict(self) -> dict[str, Any]:

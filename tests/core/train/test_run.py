@@ -129,7 +129,7 @@ class TestCommand:
             "--tokens-per-step", 32,
         )  # fmt: skip
         assert result.exit_code == 0, result.output
-        assert "1 texts of 2,700 bytes" in result.output
+        assert "training texts: 1, 2,700 bytes" in result.output
         assert "saved the model in" in result.output
         assert (files / "model" / "model.safetensors").exists()
         again = invoke(files / "words.txt", "--output", files / "model", "--steps", 2)
