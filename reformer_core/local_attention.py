@@ -42,8 +42,10 @@ class LocalAttention(nn.Module):
         query, key, value = self.project(hidden)
         length, before = self.config.local_attn_chunk_length, self.config.local_num_chunks_before
         tokens = query.shape[-2]
-        # One "round" in the order of positions; the chunk before the first is the last one, all of it in the future.
-        order = torch.arange(-(-tokens // length) * length, device=hidden.device).expand(*query.shape[:-2], 1, -1)
+        # One "round" in the order of positions. Before the first chunk come the last ones: with so many chunks, all of
+        # them are in the future, and no token is seen twice.
+        chunks = max(-(-tokens // length), 1 + before)
+        order = torch.arange(chunks * length, device=hidden.device).expand(*query.shape[:-2], 1, -1)
         layout = SlotLayout(length, before, False, self.config.local_attention_probs_dropout_prob, generator)
         out = attend_rounds(query, key, value, order, layout)
         out = self.output(out.transpose(-2, -3).flatten(-2))

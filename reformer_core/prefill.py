@@ -210,10 +210,7 @@ class _LSHLayer:
         for round_start in range(0, len(ring), max(padded, n)):
             for part in _parts(min(max(padded, n), len(ring)), step):
                 start, stop = round_start + part.start, round_start + part.stop
-                reach = before * length
-                window = (
-                    ring[start - reach : stop] if start >= reach else torch.cat([ring[start - reach :], ring[:stop]])
-                )
+                window = ring[torch.arange(start - before * length, stop, device=ring.device) % len(ring)]
                 real = min(n - part.start, stop - start)  # the rest is padding, last in its round
                 if real > 0:
                     own, own_out, log_sum_exp = self._attend_slots(head, window, length, before)

@@ -175,7 +175,8 @@ def _ring(order: torch.Tensor, layout: SlotLayout) -> list[tuple[torch.Tensor, t
     All rounds lie on one axis, a ring: before a round's first chunk comes the last chunk of the round before.
     """
     ring, padded, reach = order.flatten(-2), order.shape[-1], layout.before * layout.length
-    ring = torch.cat([ring[..., ring.shape[-1] - reach :], ring], dim=-1)
+    behind = torch.arange(-reach, 0, device=ring.device) % ring.shape[-1]
+    ring = torch.cat([ring[..., behind], ring], dim=-1)
     starts = range(0, order.shape[-2] * padded, padded)
     return [
         (ring[..., start : start + padded + reach], ring[..., start + reach : start + reach + padded])
