@@ -1,7 +1,7 @@
 """The page pool: all memory for keys, values and sorted orders, allocated once, handed out in pages of one size.
 
-A page holds either the keys and values of P consecutive tokens in one LSH layer, or the sorted order (slot -> position) of
-S consecutive slots, for all heads and hash rounds of one layer. Both kinds are views of the same arena:
+A page holds either the keys and values of P consecutive tokens in one LSH layer, or the sorted order (slot ->
+position) of S consecutive slots, for all heads and hash rounds of one layer. Both kinds are views of the same arena:
 
     keys and values   [page, 2, H, P, D] in the model's dtype, addressed as rows of D
     order             [page, H, R, S] int32, addressed as single entries
@@ -107,6 +107,12 @@ class PagePool:
     def release(self, pages: Sequence[int]) -> None:
         """Gives pages back."""
         self._free.extend(pages)
+
+    def copy(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """Copies pages' contents."""
+        words = self.entries.view(self.total_pages, -1)
+        to, from_ = (torch.tensor(pages, dtype=torch.long, device=self.device) for pages in (target, source))
+        words[to] = words[from_]
 
     def check(self, held: Sequence[int]) -> None:
         """Raises AssertionError unless each page is either free or held, and only once; for tests."""

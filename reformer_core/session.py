@@ -1,6 +1,7 @@
-"""Sessions: a document, shared, and a tail of the session's own. A table holds the tensors of all of them, a row a session.
+"""Sessions: a document, shared, and a tail of the session's own. A table holds the tensors of all of them, row by row.
 
-Shapes: S sessions in the table, H heads, R rounds, D head size, T tail capacity, K buckets, W positions a local layer sees.
+Shapes: S sessions in the table, H heads, R rounds, D head size, T tail capacity, K buckets, W positions a local layer
+sees.
 """
 
 from collections.abc import Sequence
@@ -10,14 +11,13 @@ import torch
 from reformer_core.bucket_index import EMPTY, Base, Tail, merged_order
 from reformer_core.config import ReformerConfig
 from reformer_core.document import Document
-from reformer_core.errors import OutOfMemoryError
+from reformer_core.errors import OutOfMemoryError, TooManyTokensError
 from reformer_core.memory_plan import tail_capacity
 from reformer_core.pages import PagePool
 
 
-
 class SessionTable:
-    """The sessions' tensors, row by row. Layers are counted by kind: the first LSH layer and the first local layer are 0."""
+    """The sessions' tensors, row by row. Layers are counted by kind: the first LSH and the first local layer are 0."""
 
     def __init__(self, config: ReformerConfig, pool: PagePool, sessions: int, tail_tokens: int | None = None) -> None:
         layout, device = pool.layout, pool.device
@@ -25,21 +25,22 @@ class SessionTable:
         heads, rounds, window = config.num_attention_heads, config.num_hashes, config.local_window
         tail_tokens = tail_tokens or tail_capacity(config)
         self.config, self.pool, self.sessions, self.tail_capacity = config, pool, sessions, tail_tokens
-        long = {"dtype": torch.long, "device": device}
-        int32 = {"dtype": torch.int32, "device": device}
-        self.length = torch.zeros(sessions, **long)  # tokens in all
-        self.document_tokens = torch.zeros(sessions, **long)
-        self.base_tokens = torch.zeros(sessions, **long)  # sorted in the base: the document's, after a merge more
+
+        def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self.length = zeros(sessions, dtype=torch.long)  # tokens in all
+        self.document_tokens = zeros(sessions, dtype=torch.long)
+        self.base_tokens = zeros(sessions, dtype=torch.long)  # sorted in the base: the document's, after a merge more
         # One page of tokens more than fit: the document's last page isn't filled up with the tail.
-        self.token_pages = torch.zeros(lsh, sessions, layout.token_pages(config.max_tokens) + 1, **long)
-        self.order_pages = torch.zeros(lsh, sessions, layout.order_pages(config.max_tokens), **long)
-        self.offsets = torch.zeros(lsh, sessions, heads, rounds, config.total_buckets + 1, **int32)
-        self.tail_buckets = torch.full((lsh, sessions, heads, rounds, tail_tokens), EMPTY, **int32)
-        self.tail_positions = torch.zeros(lsh, sessions, heads, rounds, tail_tokens, **int32)
-        ring = (local, sessions, heads, window, config.attention_head_size)
-        self.local_keys = torch.zeros(ring, dtype=layout.dtype, device=device)
-        self.local_values = torch.zeros(ring, dtype=layout.dtype, device=device)
-        self.next_logits = torch.zeros(sessions, config.vocab_size, dtype=torch.float32, device=device)
+        self.token_pages = zeros(lsh, sessions, layout.token_pages(config.max_tokens) + 1, dtype=torch.long)
+        self.order_pages = zeros(lsh, sessions, layout.order_pages(config.max_tokens), dtype=torch.long)
+        self.offsets = zeros(lsh, sessions, heads, rounds, config.total_buckets + 1, dtype=torch.int32)
+        self.tail_buckets = zeros(lsh, sessions, heads, rounds, tail_tokens, dtype=torch.int32).fill_(EMPTY)
+        self.tail_positions = zeros(lsh, sessions, heads, rounds, tail_tokens, dtype=torch.int32)
+        self.local_keys = zeros(local, sessions, heads, window, config.attention_head_size, dtype=layout.dtype)
+        self.local_values = torch.zeros_like(self.local_keys)
+        self.next_logits = zeros(sessions, config.vocab_size, dtype=torch.float32)
         self._free_rows = list(range(sessions - 1, -1, -1))
 
     @property
@@ -61,6 +62,15 @@ class SessionTable:
     def give_row(self, row: int) -> None:
         """Gives a row back."""
         self._free_rows.append(row)
+
+    def copy_row(self, source: int, target: int) -> None:
+        """Copies all that a row says, the pages' numbers included."""
+        for x in (self.length, self.document_tokens, self.base_tokens, self.next_logits):
+            x[target] = x[source]
+        for x in (self.token_pages, self.order_pages, self.offsets, self.tail_buckets, self.tail_positions):
+            x[:, target] = x[:, source]
+        for x in (self.local_keys, self.local_values):
+            x[:, target] = x[:, source]
 
     def base(self, layer: int, rows: torch.Tensor) -> Base:
         """The documents' order of LSH layer `layer` as rows int64 [B] see it."""
@@ -110,11 +120,16 @@ class Session:
             held_pages: pages, the session's from now on, that it takes from before it asks the pool.
 
         Raises:
-            OutOfMemoryError: the table is full.
+            OutOfMemoryError: the table is full; nothing is taken.
+            ValueError: the document is freed.
         """
         self.table, self.document = table, document
-        self.row = table.take_row()
         document.acquire()
+        try:
+            self.row = table.take_row()
+        except OutOfMemoryError:
+            document.release()
+            raise
         lsh_layers = len(document.token_pages)
         self._token_pages: list[list[int]] = [[] for _ in range(lsh_layers)]  # of the tail
         self._order_pages: list[list[int]] = [[] for _ in range(lsh_layers)]  # of the private base, after a merge
@@ -157,18 +172,22 @@ class Session:
 
         Raises:
             OutOfMemoryError: there aren't enough; nothing is taken.
+            TooManyTokensError: the model hasn't so many positions; nothing is taken.
         """
-        layout, pool = self.table.pool.layout, self.table.pool
+        layout, limit = self.table.pool.layout, self.table.config.max_tokens
+        if self.length + tokens > limit:
+            raise TooManyTokensError(self.length + tokens, limit)
         own = self.length - self.document.tokens + tokens
         first = layout.token_pages(self.document.tokens)
         layers = len(self._token_pages)
         missing = layout.token_pages(own) - len(self._token_pages[0]) if layers else 0
         if missing <= 0:
             return
-        taken = self._take(missing * layers)
+        self._hold(missing * layers)
         for layer, pages in enumerate(self._token_pages):
             start = first + len(pages)
-            pages += taken[layer * missing : (layer + 1) * missing]
+            pages += self._held_pages[:missing]
+            del self._held_pages[:missing]
             self.table.token_pages[layer, self.row, start : start + missing] = torch.tensor(pages[-missing:])
 
     def appended(self, tokens: int) -> None:
@@ -184,22 +203,51 @@ class Session:
         table, pool = self.table, self.table.pool
         layout, layers = pool.layout, len(self._order_pages)
         count = layout.order_pages(self.length)
-        taken = self._take(count * layers)
-        new_pages = torch.tensor(taken, dtype=torch.long).view(layers, count)
+        self._hold(count * layers)
+        new_pages = torch.tensor(self._held_pages[: count * layers], dtype=torch.long).view(layers, count)
         row = torch.tensor([self.row], device=pool.device)
         offsets = torch.empty_like(table.offsets[:, self.row])
         for layer in range(layers):
             base, tail = table.base(layer, row), table.tail(layer, row, table.tail_capacity)
             offsets[layer] = merged_order(pool, base, tail, self.base_tokens, self.tail_tokens, new_pages[layer])
+        del self._held_pages[: count * layers]
         self._held_pages += [page for pages in self._order_pages for page in pages]
         self._order_pages = new_pages.tolist()
         self._set_base(self.length, new_pages, offsets)
 
-    def _take(self, count: int) -> list[int]:
-        from_pool = self.table.pool.allocate(max(count - len(self._held_pages), 0))
-        from_held = self._held_pages[: count - len(from_pool)]
-        del self._held_pages[: len(from_held)]
-        return from_held + from_pool
+    def fork(self) -> "Session":
+        """A second session on the document, with a copy of what was appended to this one.
+
+        Raises:
+            OutOfMemoryError: the table is full, or there are no pages for the copy; nothing is taken.
+        """
+        table, pool = self.table, self.table.pool
+        own = [page for pages in (*self._token_pages, *self._order_pages) for page in pages]
+        copies = pool.allocate(len(own))
+        try:
+            other = Session(table, self.document)
+        except OutOfMemoryError:
+            pool.release(copies)
+            raise
+        pool.copy(own, copies)
+        copy_of = dict(zip(own, copies, strict=True))
+        other._token_pages = [[copy_of[page] for page in pages] for pages in self._token_pages]
+        other._order_pages = [[copy_of[page] for page in pages] for pages in self._order_pages]
+        other.length, other.base_tokens = self.length, self.base_tokens
+        table.copy_row(self.row, other.row)
+        first = table.pool.layout.token_pages(self.document.tokens)
+        for table_pages, pages, start in (
+            (table.token_pages, other._token_pages, first),
+            (table.order_pages, other._order_pages, 0),
+        ):
+            for layer, of_layer in enumerate(pages):
+                new = torch.tensor(of_layer, dtype=torch.long)
+                table_pages[layer, other.row, start : start + len(of_layer)] = new
+        return other
+
+    def _hold(self, count: int) -> None:
+        """Makes sure that so many spare pages are held. Raises OutOfMemoryError; nothing is taken."""
+        self._held_pages += self.table.pool.allocate(max(count - len(self._held_pages), 0))
 
     def close(self) -> None:
         """Frees what the session holds; idempotent."""
