@@ -11,6 +11,7 @@ from torch import nn
 from reformer_core.config import ReformerConfig
 from reformer_core.dropout import dropout
 from reformer_core.rounds import SlotLayout, attend_rounds
+from reformer_core.window_attention import attend_slots
 
 
 class LocalAttention(nn.Module):
@@ -50,3 +51,33 @@ class LocalAttention(nn.Module):
         out = attend_rounds(query, key, value, order, layout)
         out = self.output(out.transpose(-2, -3).flatten(-2))
         return dropout(out, self.config.hidden_dropout_prob, generator)
+
+    def attend_slice(self, hidden: torch.Tensor, start: int, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Attention of a slice of one long sequence, [m, d] -> [m, d], without the residual.
+
+        Args:
+            hidden: the residual stream from position `start` on, which begins a chunk.
+            keys, values: [H, W, D], of the W positions before; position p lies at p % W. Updated to the slice's end.
+        """
+        length, before = self.config.local_attn_chunk_length, self.config.local_num_chunks_before
+        window = self.config.local_window
+        query, key, value = self.project(hidden)  # [H, m, D]
+        tokens, padding = len(hidden), -len(hidden) % length
+        end, reach = start + tokens + padding, before * length
+        position = torch.arange(start - reach, end, device=hidden.device)
+        history = position[:reach] % window
+        pad = (0, 0, 0, padding)
+        out, _ = attend_slots(
+            nn.functional.pad(query, pad),
+            nn.functional.pad(torch.cat([keys[:, history], key], dim=-2), pad),
+            nn.functional.pad(torch.cat([values[:, history], value], dim=-2), pad),
+            torch.where(position < 0, end, position).expand(len(query), -1),  # nothing is seen before the beginning
+            length=length,
+            before=before,
+            shared_qk=False,
+        )
+        newest = torch.arange(max(start, start + tokens - window), start + tokens, device=hidden.device)
+        keys[:, newest % window] = key[:, newest - start]
+        values[:, newest % window] = value[:, newest - start]
+        attended: torch.Tensor = self.output(out[:, :tokens].transpose(0, 1).flatten(1))
+        return attended

@@ -1,0 +1,143 @@
+"""One LSH layer over a whole document, slice by slice: project and hash, sort, attend round after round.
+
+Keys and values go into pages. Queries are kept as the norms of the shared vectors only, since query = key × norm.
+
+Shapes: n tokens, N padded tokens, H heads, R rounds, L chunk length, b chunks before, D head size, d width, K buckets.
+"""
+
+from collections.abc import Generator, Iterator
+
+import torch
+
+from reformer_core.bucket_index import bucket_offsets, write_order
+from reformer_core.lsh_attention import LSHAttention, normalised_keys, sorted_order
+from reformer_core.pages import PagePool
+from reformer_core.rounds import combine
+from reformer_core.slicing import parts, slice_tokens
+from reformer_core.window_attention import attend_slots
+
+
+class LSHPass:
+    """The pass through one layer; afterwards `out` is the heads' output, and the pages hold keys, values and orders."""
+
+    def __init__(
+        self,
+        attention: LSHAttention,
+        pool: PagePool,
+        token_pages: torch.Tensor,
+        order_pages: torch.Tensor | None,
+        tokens: int,
+    ) -> None:
+        """Args:
+        token_pages: int64 [pages], for the keys and values.
+        order_pages: int64 [pages], for the sorted orders; None: they aren't kept.
+        tokens: n.
+        """
+        config, device, dtype = attention.config, pool.device, pool.layout.dtype
+        heads, rounds, head_size = config.num_attention_heads, config.num_hashes, config.attention_head_size
+        self._attention, self._config, self._pool, self._tokens = attention, config, pool, tokens
+        self._token_pages, self._order_pages = token_pages.to(device), order_pages
+        self._step = slice_tokens(config)
+        self.out = torch.zeros(tokens, heads * head_size, dtype=dtype, device=device)
+        self.offsets = torch.zeros(heads, rounds, config.total_buckets + 1, dtype=torch.int32, device=device)
+        self._norms = torch.empty(heads, tokens, dtype=torch.float32, device=device)
+        bucket_type = torch.int16 if config.total_buckets <= 2**15 else torch.int32
+        self._buckets = torch.empty(heads, rounds, tokens, dtype=bucket_type, device=device)
+
+    def slices(self, hidden: torch.Tensor) -> Iterator[None]:
+        """Reads the residual stream [n, d], yielding after each slice."""
+        for part in parts(self._tokens, self._step):
+            self._project(hidden[part], part)
+            yield
+        for head in range(self._config.num_attention_heads):
+            order = yield from self._sort(head)
+            yield from self._attend(head, order)
+
+    def _project(self, hidden: torch.Tensor, part: slice) -> None:
+        query_key, value = self._attention.project(hidden)  # [H, m, D]
+        self._buckets[..., part] = self._attention.hash(query_key).to(self._buckets.dtype)
+        mean_square = query_key.float().pow(2).mean(dim=-1)
+        self._norms[:, part] = torch.sqrt((mean_square + 1e-6) * query_key.shape[-1])
+        head = torch.arange(len(query_key), device=hidden.device).unsqueeze(-1)
+        where = self._key_rows(head, torch.arange(part.start, part.stop, device=hidden.device)).flatten()
+        self._pool.rows[where] = normalised_keys(query_key).flatten(0, 1)
+        self._pool.rows[where + self._pool.layout.value_distance] = value.flatten(0, 1)
+
+    def _sort(self, head: int) -> Generator[None, None, torch.Tensor]:
+        """The head's orders int64 [R, N]: slot -> position, n and more for padding."""
+        padded = self._config.padded_length(self._tokens)
+        order = torch.empty(self._config.num_hashes, padded, dtype=torch.long, device=self.out.device)
+        for round_, buckets in enumerate(self._buckets[head]):
+            order[round_] = sorted_order(buckets, padded)
+            if self._order_pages is not None:
+                tokens_order = order[round_, : self._tokens].to(torch.int32)
+                write_order(self._pool, self._order_pages, head, round_, tokens_order)
+                self.offsets[head, round_] = bucket_offsets(buckets, self._config.total_buckets)
+            yield
+        return order
+
+    def _attend(self, head: int, order: torch.Tensor) -> Iterator[None]:
+        length, before = self._config.lsh_attn_chunk_length, self._config.lsh_num_chunks_before
+        if order.shape[-1] <= length:  # one chunk: everything sees everything, once
+            order, length, before = torch.arange(self._tokens, device=order.device)[None], self._tokens, 0
+        sums = _Rounds(self.out.unflatten(-1, (self._config.num_attention_heads, -1))[:, head], len(order))
+        ring = order.flatten()
+        for round_ in range(len(order)):
+            for part in parts(order.shape[-1], max(self._step // length, 1) * length):
+                real = min(part.stop, self._tokens) - part.start  # the rest is padding, last in its round
+                if real > 0:
+                    start = round_ * order.shape[-1] + part.start
+                    seen = torch.arange(start - before * length, start + part.stop - part.start, device=ring.device)
+                    window = ring[seen % len(ring)]
+                    out, log_sum_exp = self._attend_window(head, window, length, before)
+                    sums.add(window[before * length :][:real], out[:real], log_sum_exp[:real])
+                yield
+        for part in parts(self._tokens, self._step):
+            sums.finish(part)
+            yield
+
+    def _attend_window(
+        self, head: int, window: torch.Tensor, length: int, before: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions in consecutive slots int64 [b L + m] -> outputs [m, D] and log-sum-exps [m] of the last m."""
+        present = window.clamp(max=self._tokens - 1)  # padding is masked by its position
+        where = self._key_rows(head, present)
+        keys = self._pool.rows.index_select(0, where)
+        values = self._pool.rows.index_select(0, where + self._pool.layout.value_distance)
+        norms = self._norms[head].index_select(0, present[before * length :])
+        queries = (keys[before * length :] * norms.unsqueeze(-1)).to(keys.dtype)
+        out, log_sum_exp = attend_slots(
+            queries[None], keys[None], values[None], window[None], length=length, before=before, shared_qk=True
+        )
+        return out[0], log_sum_exp[0]
+
+    def _key_rows(self, head: torch.Tensor | int, positions: torch.Tensor) -> torch.Tensor:
+        layout = self._pool.layout
+        return layout.key_row(self._token_pages[positions // layout.tokens], head, positions % layout.tokens)
+
+
+class _Rounds:
+    """The running combination of one head's rounds, in place; with one round there is nothing to combine."""
+
+    def __init__(self, out: torch.Tensor, rounds: int) -> None:
+        """Sums up in out [n, D]."""
+        self._out, self._many = out, rounds > 1
+        size = len(out) if self._many else 0
+        self._peak = torch.full((size,), -torch.inf, device=out.device)
+        self._total = torch.zeros(size, device=out.device)
+
+    def add(self, positions: torch.Tensor, out: torch.Tensor, log_sum_exp: torch.Tensor) -> None:
+        """Outputs [m, D] and log-sum-exps [m] of one round at positions int64 [m]."""
+        if not self._many:
+            self._out[positions] = out
+            return
+        self._out[positions], self._peak[positions], self._total[positions] = combine(
+            self._out[positions], self._peak[positions], self._total[positions], out, log_sum_exp
+        )
+
+    def finish(self, part: slice) -> None:
+        """Divides by the total weight, rounded as in `CombinedRounds.finish`."""
+        if self._many:
+            peak = self._peak[part]
+            share = torch.exp(peak - (peak + self._total[part].log()))
+            self._out[part] = (self._out[part] * share.unsqueeze(-1)).to(self._out.dtype)

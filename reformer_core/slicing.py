@@ -1,0 +1,22 @@
+"""How long work is cut: slices of bounded work, so that others get their turns in between."""
+
+from collections.abc import Iterator
+
+from reformer_core.config import ReformerConfig
+
+SLICE_WORK = 2**30  # multiply-adds a slice: some 10 ms on two CPU cores, which is what a decode step may wait
+LEAST_SLICE_TOKENS = 256
+
+
+def slice_tokens(config: ReformerConfig) -> int:
+    """Tokens a slice of one layer: a multiple of the chunk lengths, and of bounded work."""
+    inner = config.num_attention_heads * config.attention_head_size
+    work = config.hidden_size * (2 * config.feed_forward_size + 4 * inner)
+    wanted = max(SLICE_WORK // work, LEAST_SLICE_TOKENS)
+    return max(wanted // config.chunk_multiple, 1) * config.chunk_multiple
+
+
+def parts(length: int, step: int) -> Iterator[slice]:
+    """0 to length in slices of `step`, the last one shorter."""
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
