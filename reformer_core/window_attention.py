@@ -189,7 +189,8 @@ def _additive_mask(behind: torch.Tensor, ahead: torch.Tensor, shared_qk: bool, d
     """
     behind, ahead = behind.unsqueeze(-1), ahead.unsqueeze(-2)
     unseen = ahead >= behind if shared_qk else ahead > behind
-    mask = torch.zeros(unseen.shape, dtype=dtype, device=behind.device).masked_fill_(unseen, FUTURE)
+    lowest = max(FUTURE, torch.finfo(dtype).min)  # float16 has no -1e9; its lowest does as well
+    mask = torch.zeros(unseen.shape, dtype=dtype, device=behind.device).masked_fill_(unseen, lowest)
     return mask.flatten(0, -4) if mask.dim() > 3 else mask.unsqueeze(0)
 
 
