@@ -1,0 +1,279 @@
+"""The bucket index alone, on random buckets: merged orders and windows, against one stable sort of everything."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reformer_core.bucket_index import (
+    ABSENT,
+    EMPTY,
+    Base,
+    Tail,
+    bucket_offsets,
+    merged_order,
+    merged_positions,
+    window_positions,
+    write_order,
+)
+from reformer_core.config import ReformerConfig
+from reformer_core.lsh_attention import sorted_order
+from reformer_core.pages import PageLayout, PagePool
+from tests.core.models import small_config
+
+HEADS, CAPACITY, PAGES = 2, 16, 256
+
+
+class Index:
+    """One row's base and tail, and beside them the buckets of all tokens, int64 [H, R, n]."""
+
+    def __init__(self, config: ReformerConfig, buckets: torch.Tensor) -> None:
+        self.config, self.buckets = config, buckets
+        layout = PageLayout(config, torch.float32, page_tokens=4)
+        self.pool = PagePool(layout, PAGES * layout.page_bytes, torch.device("cpu"))
+        tokens = buckets.shape[-1]
+        pages = self._new_pages(tokens)
+        for head in range(HEADS):
+            for round_ in range(config.num_hashes):
+                write_order(self.pool, pages, head, round_, sorted_order(buckets[head, round_], tokens).to(torch.int32))
+        offsets = [bucket_offsets(x, config.total_buckets) for x in buckets.flatten(0, 1)]
+        self._set_base(torch.stack(offsets).view(HEADS, config.num_hashes, -1), tokens, pages)
+
+    def append(self, buckets: torch.Tensor) -> torch.Tensor:
+        """Tokens with buckets [H, R, m], one after the other -> where the last one is in the tail, [1, H, R]."""
+        place = torch.empty(0)
+        for i in range(buckets.shape[-1]):
+            position = torch.tensor([self.buckets.shape[-1]])
+            self.tail, place = self.tail.appended(buckets[None, ..., i], position)
+            self.buckets = torch.cat([self.buckets, buckets[..., i : i + 1]], dim=-1)
+        return place
+
+    def append_at_once(self, buckets: torch.Tensor) -> tuple[Tail, torch.Tensor]:
+        """Tokens with buckets [H, R, m] -> the tail as each of them sees it, and where in it that token is."""
+        m, before = buckets.shape[-1], self.buckets.shape[-1]
+        tails, place = self.tail.appended_one_by_one(buckets.permute(2, 0, 1), before + torch.arange(m))
+        self.tail = Tail(tails.buckets[-1:], tails.positions[-1:], tails.tokens[-1:])
+        self.buckets = torch.cat([self.buckets, buckets], dim=-1)
+        return tails, place
+
+    def merge(self) -> None:
+        base_tokens, tail_tokens = int(self.base.tokens), int(self.tail.tokens)
+        pages = self._new_pages(base_tokens + tail_tokens)
+        offsets = merged_order(self.pool, self.base, self.tail, base_tokens, tail_tokens, pages)
+        old = self.base.order_pages[0].tolist()
+        self._set_base(offsets, base_tokens + tail_tokens, pages)
+        self.pool.release(old)
+
+    def fork(self) -> "Index":
+        """A second index on the same base: it must not see what happens to this one."""
+        other = object.__new__(Index)
+        other.config, other.pool, other.buckets = self.config, self.pool, self.buckets
+        tokens = int(self.base.tokens)
+        pages = self._new_pages(tokens)
+        words = self.pool.entries.view(self.pool.total_pages, -1)
+        words[pages] = words[self.base.order_pages[0]]
+        other._set_base(self.base.offsets[0], tokens, pages)
+        other.tail = self.tail
+        return other
+
+    def check(self) -> None:
+        """The merged order is that of one stable sort, padding after it; the parts say what they should."""
+        tokens, padding, rounds = self.buckets.shape[-1], 5, self.config.num_hashes
+        slots = torch.arange(tokens + padding).expand(1, HEADS, rounds, -1)
+        of_round = torch.arange(rounds).view(rounds, 1).expand_as(slots)
+        merged = merged_positions(self.pool, self.base, self.tail, self.tail.slots(self.base), of_round, slots)[0]
+        expected = torch.sort(self.buckets, dim=-1, stable=True).indices
+        torch.testing.assert_close(merged[..., :tokens], expected, rtol=0, atol=0)
+        assert (merged[..., tokens:] == ABSENT).all()
+        assert int(self.base.tokens + self.tail.tokens) == tokens
+        assert (self.tail.buckets[..., int(self.tail.tokens) :] == EMPTY).all()
+        self.pool.check(self.pool_pages())
+
+    def pool_pages(self) -> list[int]:
+        free = set(self.pool._free)
+        return [page for page in range(self.pool.total_pages) if page not in free]
+
+    def _new_pages(self, tokens: int) -> torch.Tensor:
+        return torch.tensor(self.pool.allocate(self.pool.layout.order_pages(tokens)))
+
+    def _set_base(self, offsets: torch.Tensor, tokens: int, pages: torch.Tensor) -> None:
+        self.base = Base(offsets[None], torch.tensor([tokens]), pages[None])
+        empty = torch.full((1, HEADS, self.config.num_hashes, CAPACITY), EMPTY, dtype=torch.int32)
+        self.tail = Tail(empty, torch.zeros_like(empty), torch.tensor([0]))
+
+
+def config(rounds: int = 2, buckets: int = 6, length: int = 4, before: int = 1, **changes: Any) -> ReformerConfig:
+    return small_config(
+        num_attention_heads=HEADS,
+        attention_head_size=4,
+        num_hashes=rounds,
+        num_buckets=buckets,
+        lsh_attn_chunk_length=length,
+        lsh_num_chunks_before=before,
+        **{"attn_layers": ("lsh",), **changes},
+    )
+
+
+def random_buckets(config: ReformerConfig, tokens: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (HEADS, config.num_hashes, tokens)
+    # Some buckets often, some hardly ever.
+    return (torch.rand(shape, generator=generator) ** 2 * config.total_buckets).long()
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.integers(1, 4)),
+        st.tuples(st.just("append at once"), st.integers(1, CAPACITY)),
+        st.tuples(st.just("merge"), st.just(0)),
+        st.tuples(st.just("fork"), st.just(0)),
+    ),
+    max_size=8,
+)
+
+
+@given(st.integers(1, 40), st.integers(1, 4), st.sampled_from([2, 6, 30]), STEPS, st.integers(0, 2**32))
+@settings(max_examples=150)
+def test_any_interleaving_gives_the_order_of_one_stable_sort(
+    tokens: int, rounds: int, buckets: int, steps: list[tuple[str, int]], seed: int
+) -> None:
+    settings_ = config(rounds, buckets)
+    index = Index(settings_, random_buckets(settings_, tokens, seed))
+    index.check()
+    left_behind = []
+    for number, (step, count) in enumerate(steps):
+        if step.startswith("append"):
+            if int(index.tail.tokens) + count > CAPACITY:
+                index.merge()
+            more = random_buckets(settings_, count, seed + 1 + number)
+            (index.append if step == "append" else index.append_at_once)(more)
+        elif step == "merge":
+            index.merge()
+        else:
+            left_behind.append(index)
+            index = index.fork()
+        index.check()
+    for other in left_behind:
+        other.check()
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, CAPACITY - 1),
+    st.integers(1, 4),
+    st.sampled_from([2, 3, 4, 8]),
+    st.integers(0, 2),
+    st.sampled_from([None, 2, 6, 16]),
+    st.integers(0, 2**32),
+)
+@settings(max_examples=300)
+def test_the_window_is_that_of_a_full_sort(
+    tokens: int, appended: int, rounds: int, length: int, before: int, local_length: int | None, seed: int
+) -> None:
+    layers = ("lsh",) if local_length is None else ("local", "lsh")
+    settings_ = config(
+        rounds, length=length, before=before, attn_layers=layers, local_attn_chunk_length=local_length or 4
+    )
+    index = Index(settings_, random_buckets(settings_, tokens, seed))
+    place = index.append(random_buckets(settings_, appended, seed + 1))
+    seen = window_positions(settings_, index.pool, index.base, index.tail, place)[0]
+    for head in range(HEADS):
+        assert seen_tokens(seen[head]) == naive_window(settings_, index.buckets[head])
+
+
+@given(st.integers(1, 30), st.integers(0, 6), st.integers(1, 10), st.integers(1, 3), st.integers(0, 2**32))
+@settings(max_examples=100)
+def test_many_tokens_at_once_are_as_many_single_ones(
+    tokens: int, tail: int, count: int, rounds: int, seed: int
+) -> None:
+    settings_ = config(rounds)
+    first = random_buckets(settings_, tokens, seed)
+    one_by_one, at_once = Index(settings_, first), Index(settings_, first)
+    in_tail, more = random_buckets(settings_, tail, seed + 1), random_buckets(settings_, count, seed + 2)
+    one_by_one.append(in_tail)
+    at_once.append(in_tail)
+    tails, places = at_once.append_at_once(more)
+    for i in range(count):
+        place = one_by_one.append(more[..., i : i + 1])
+        assert torch.equal(place[0], places[i])
+        assert torch.equal(one_by_one.tail.buckets[0], tails.buckets[i])
+        filled = slice(0, tail + i + 1)
+        assert torch.equal(one_by_one.tail.positions[0, ..., filled], tails.positions[i, ..., filled])
+        assert int(tails.tokens[i]) == tail + i + 1
+
+
+def test_rows_of_one_batch_do_not_touch_each_other() -> None:
+    settings_ = config(rounds=3)
+    indices = [Index(settings_, random_buckets(settings_, tokens, tokens)) for tokens in (3, 17, 30)]
+    pool = indices[0].pool
+    width = max(index.base.order_pages.shape[1] for index in indices)
+    order_pages = torch.zeros(len(indices), width, dtype=torch.long)
+    for row, index in enumerate(indices):  # all bases into one pool
+        pages = index.base.order_pages[0]
+        target = pages if index.pool is pool else torch.tensor(pool.allocate(len(pages)))
+        pool.entries.view(PAGES, -1)[target] = index.pool.entries.view(PAGES, -1)[pages]
+        order_pages[row, : len(pages)] = target
+    base = Base(
+        torch.cat([index.base.offsets for index in indices]),
+        torch.cat([index.base.tokens for index in indices]),
+        order_pages,
+    )
+    tails = [index.tail for index in indices]
+    tail = Tail(*(torch.cat([getattr(x, name) for x in tails]) for name in ("buckets", "positions", "tokens")))
+    positions = torch.tensor([index.buckets.shape[-1] for index in indices])
+    for step in range(6):
+        new = torch.stack([random_buckets(settings_, 1, 100 * step + row)[..., 0] for row in range(len(indices))])
+        tail, place = tail.appended(new, positions)
+        positions = positions + 1
+        seen = window_positions(settings_, pool, base, tail, place)
+        for row, index in enumerate(indices):
+            index.append(new[row].unsqueeze(-1))
+            for head in range(HEADS):
+                assert seen_tokens(seen[row, head]) == naive_window(settings_, index.buckets[head])
+
+
+def test_all_tokens_in_one_bucket() -> None:
+    settings_ = config(rounds=2, buckets=2)
+    index = Index(settings_, torch.ones(HEADS, 2, 21, dtype=torch.long))
+    index.append(torch.ones(HEADS, 2, 5, dtype=torch.long))
+    index.merge()
+    index.append_at_once(torch.zeros(HEADS, 2, CAPACITY, dtype=torch.long))
+    index.check()
+
+
+@pytest.mark.parametrize("buckets", [2**15, 2**20])
+def test_buckets_without_a_token(buckets: int) -> None:
+    settings_ = config(rounds=1, buckets=buckets)
+    index = Index(settings_, torch.tensor([[[0, buckets - 1, 7]], [[buckets - 1, buckets - 1, 0]]]))
+    index.append(torch.tensor([[[buckets - 1, 0, 6]], [[0, 5, buckets - 1]]]))
+    index.check()
+    index.merge()
+    index.check()
+
+
+def seen_tokens(positions: torch.Tensor) -> list[int]:
+    """Positions, with repetitions, that aren't ABSENT."""
+    return sorted(x for x in positions.flatten().tolist() if x != ABSENT)
+
+
+def naive_window(config: ReformerConfig, buckets: torch.Tensor) -> list[int]:
+    """What the newest token of one head sees, by the definition: sort all, pad, cut into chunks; buckets [R, n]."""
+    rounds, tokens = buckets.shape
+    length, multiple = config.lsh_attn_chunk_length, math.lcm(*config.chunk_lengths)
+    padded = tokens if tokens <= min(config.chunk_lengths) else -(-tokens // multiple) * multiple
+    if padded <= length:
+        return list(range(tokens))
+    order = np.argsort(buckets.numpy(), axis=-1, kind="stable")
+    slots = np.concatenate([order, np.tile(np.arange(tokens, padded), (rounds, 1))], axis=-1)
+    chunks = slots.reshape(-1, length)
+    seen: list[int] = []
+    for round_ in range(rounds):
+        slot = int(np.flatnonzero(slots[round_] == tokens - 1)[0])
+        own = (round_ * padded + slot) // length
+        for chunk in range(own - config.lsh_num_chunks_before, own + 1):
+            seen += chunks[chunk % len(chunks)].tolist()
+    return sorted(position for position in seen if position < tokens)
