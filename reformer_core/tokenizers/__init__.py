@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from reformer_core.checkpoint.hub import model_directory
 from reformer_core.errors import CheckpointError
 from reformer_core.tokenizers.byte_level import ByteTokenizer
 from reformer_core.tokenizers.incremental import IncrementalDecoder
@@ -68,13 +69,16 @@ class Tokenizer(Protocol):
         ...
 
 
-def load_tokenizer(directory: str | Path) -> Tokenizer:
-    """The tokenizer of a model directory: its `spiece.model`, or bytes for a byte-level model (vocabulary of 258).
+def load_tokenizer(source: str | Path) -> Tokenizer:
+    """The tokenizer of a model: its `spiece.model`, or bytes for a byte-level model (vocabulary of 258).
+
+    Args:
+        source: a model directory or a hub id, as for `load_model`.
 
     Raises:
         CheckpointError: there is neither, or the file is damaged.
     """
-    directory = Path(directory)
+    directory = model_directory(source)
     pieces = directory / MODEL_FILE
     if pieces.is_file():
         return SentencePieceTokenizer.from_file(pieces)

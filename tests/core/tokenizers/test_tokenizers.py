@@ -154,6 +154,10 @@ class TestLoading:
         with pytest.raises(CheckpointError, match=r"spiece\.model is missing"):
             load_tokenizer(tmp_path)
 
+    def test_a_missing_directory_is_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(CheckpointError, match="there is no such directory"):
+            load_tokenizer(tmp_path / "none")
+
     @pytest.mark.parametrize("content", [b"", b"not a model"])
     def test_a_damaged_file_is_an_error_that_names_it(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "spiece.model").write_bytes(content)
