@@ -1,9 +1,7 @@
 """The bucket index alone, on random buckets: merged orders and windows, against one stable sort of everything."""
 
-import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,6 +22,7 @@ from reformer_core.config import ReformerConfig
 from reformer_core.lsh_attention import sorted_order
 from reformer_core.pages import PageLayout, PagePool
 from tests.core.models import small_config
+from tests.core.naive_session import lsh_window
 
 HEADS, CAPACITY, PAGES = 2, 16, 256
 
@@ -182,7 +181,7 @@ def test_the_window_is_that_of_a_full_sort(
     place = index.append(random_buckets(settings_, appended, seed + 1))
     seen = window_positions(settings_, index.pool, index.base, index.tail, place)[0]
     for head in range(HEADS):
-        assert seen_tokens(seen[head]) == naive_window(settings_, index.buckets[head])
+        assert seen_tokens(seen[head]) == sorted(lsh_window(index.buckets[head].numpy(), settings_))
 
 
 @given(st.integers(1, 30), st.integers(0, 6), st.integers(1, 10), st.integers(1, 3), st.integers(0, 2**32))
@@ -233,7 +232,7 @@ def test_rows_of_one_batch_do_not_touch_each_other() -> None:
         for row, index in enumerate(indices):
             index.append(new[row].unsqueeze(-1))
             for head in range(HEADS):
-                assert seen_tokens(seen[row, head]) == naive_window(settings_, index.buckets[head])
+                assert seen_tokens(seen[row, head]) == sorted(lsh_window(index.buckets[head].numpy(), settings_))
 
 
 def test_all_tokens_in_one_bucket() -> None:
@@ -258,22 +257,3 @@ def test_buckets_without_a_token(buckets: int) -> None:
 def seen_tokens(positions: torch.Tensor) -> list[int]:
     """Positions, with repetitions, that aren't ABSENT."""
     return sorted(x for x in positions.flatten().tolist() if x != ABSENT)
-
-
-def naive_window(config: ReformerConfig, buckets: torch.Tensor) -> list[int]:
-    """What the newest token of one head sees, by the definition: sort all, pad, cut into chunks; buckets [R, n]."""
-    rounds, tokens = buckets.shape
-    length, multiple = config.lsh_attn_chunk_length, math.lcm(*config.chunk_lengths)
-    padded = tokens if tokens <= min(config.chunk_lengths) else -(-tokens // multiple) * multiple
-    if padded <= length:
-        return list(range(tokens))
-    order = np.argsort(buckets.numpy(), axis=-1, kind="stable")
-    slots = np.concatenate([order, np.tile(np.arange(tokens, padded), (rounds, 1))], axis=-1)
-    chunks = slots.reshape(-1, length)
-    seen: list[int] = []
-    for round_ in range(rounds):
-        slot = int(np.flatnonzero(slots[round_] == tokens - 1)[0])
-        own = (round_ * padded + slot) // length
-        for chunk in range(own - config.lsh_num_chunks_before, own + 1):
-            seen += chunks[chunk % len(chunks)].tolist()
-    return sorted(position for position in seen if position < tokens)
