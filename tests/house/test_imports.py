@@ -4,9 +4,10 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,18 +87,41 @@ def test_client_reaches_other_packages_by_entry_points_only() -> None:
     [("reformer_client", []), ("reformer_core", ["server"]), ("reformer_server", ["server"])],
 )
 def test_third_party_imports_are_declared(package: str, extras: list[str]) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requirements = project["dependencies"] + [name for e in extras for name in project["optional-dependencies"][e]]
-    declared = {canonical(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements}  # type: ignore[index]
-    distributions = packages_distributions()
+    project = project_table()
+    declared = names(project["dependencies"])
+    declared |= {name for extra in extras for name in names(project["optional-dependencies"][extra])}
     undeclared = {
-        f"{path.relative_to(ROOT)}: {module}"
-        for path in sources(package)
-        for module in (name.partition(".")[0] for name in imported_modules(path))
-        if module not in sys.stdlib_module_names | OURS
-        and declared.isdisjoint(canonical(name) for name in distributions.get(module, []))
+        module for module, candidates in third_party_imports(package).items() if declared.isdisjoint(candidates)
     }
     assert undeclared == set()
+
+
+def test_declared_dependencies_are_imported() -> None:
+    project = project_table()
+    client, core, server = (set().union(*third_party_imports(package).values()) for package in PACKAGES)
+    assert names(project["dependencies"]) - client == set()
+    assert names(project["optional-dependencies"]["server"]) - core - server == set()
+
+
+def third_party_imports(package: str) -> dict[str, set[str]]:
+    """The top-level modules of others that a package imports, and the distributions that each may come from."""
+    distributions = packages_distributions()
+    modules = {name.partition(".")[0] for path in sources(package) for name in imported_modules(path)}
+    return {
+        module: {canonical(name) for name in distributions.get(module, [])}
+        for module in modules - sys.stdlib_module_names - OURS
+    }
+
+
+def project_table() -> dict[str, Any]:
+    """`[project]` of pyproject.toml."""
+    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return table
+
+
+def names(requirements: Iterable[str]) -> set[str]:
+    """The distributions that are required."""
+    return {canonical(re.split(r"[^\w.-]", requirement, maxsplit=1)[0]) for requirement in requirements}
 
 
 def canonical(distribution: str) -> str:
