@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from reformer_core.errors import CheckpointError
+from reformer_core.errors import ReformerError
 from reformer_server.errors import EngineStoppedError
 from reformer_server.plan import plan
 from reformer_server.served_model import load_served_model
@@ -55,7 +55,7 @@ def serve(config: Path | None, as_json: bool, **flags: str | None) -> None:
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
     try:
         asyncio.run(_serve(settings, as_json=as_json))
-    except (CheckpointError, OSError, EngineStoppedError) as error:  # e.g. no such model, a port that is taken
+    except (ReformerError, OSError, EngineStoppedError) as error:  # e.g. no such model, a port that is taken
         raise click.ClickException(str(error)) from error
 
 
@@ -82,7 +82,6 @@ def _json_announcement(server: Server) -> str:
         "metrics_port": server.metrics_port,
         "max_tokens": server.model.max_tokens,
         "weights_bytes": load.weights_bytes,
-        "workspace_bytes": load.workspace_bytes,
         "page_bytes": load.total_page_bytes,
     }
     return json.dumps(facts)
@@ -95,7 +94,7 @@ def _announcement(server: Server) -> str:
         (
             f"model    {server.model.name}: {model.num_parameters:,} parameters, {dtype} on {model.device}, "
             f"up to {server.model.max_tokens:,} tokens",
-            f"memory   {format_size(load.weights_bytes)} weights, {format_size(load.workspace_bytes)} workspace, "
+            f"memory   {format_size(load.weights_bytes)} weights, "
             f"{format_size(load.total_page_bytes)} for documents and sessions",
             f"metrics  http://{host}:{server.metrics_port}/metrics",
             f"serving  {host}:{server.port}  (Ctrl-C stops)",

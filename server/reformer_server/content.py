@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from reformer.v1.document_pb2 import CONTENT_TYPE_TOKEN_IDS, ContentType
-from reformer_core.tokenizers import Tokenizer
+from reformer_core import Tokenizer
 from reformer_server.errors import naming
 
 TOKEN_ID_BYTES = 4

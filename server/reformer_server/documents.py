@@ -7,15 +7,12 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from reformer_core import Document
 from reformer_server.content import ContentKey
 from reformer_server.errors import DocumentExistsError, DocumentNotFoundError, DocumentNotReadyError, InvalidFieldError
 from reformer_server.metrics import Metrics
 from reformer_server.uploads import UploadHeader, Uploads
-
-if TYPE_CHECKING:
-    from reformer_core import Document
 
 MAX_REMEMBERED_IDS = 10_000
 
@@ -23,7 +20,7 @@ MAX_REMEMBERED_IDS = 10_000
 class SharedDocument:
     """A document of the engine with a count of its users: ids that name it, and calls that are using it."""
 
-    def __init__(self, document: "Document", free: "Callable[[SharedDocument], None]") -> None:
+    def __init__(self, document: Document, free: "Callable[[SharedDocument], None]") -> None:
         """The creator is the first user; `free` is called after the last one."""
         self.document = document
         self._free = free
@@ -52,7 +49,7 @@ class Entry:
     expire_time: float
 
     @property
-    def document(self) -> "Document":
+    def document(self) -> Document:
         """The engine's document."""
         return self.shared.document
 
@@ -68,7 +65,7 @@ class DocumentRegistry:
         self,
         uploads: Uploads,
         metrics: Metrics,
-        free: "Callable[[Document], None]",
+        free: Callable[[Document], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._uploads = uploads
@@ -87,7 +84,7 @@ class DocumentRegistry:
         """Memory of all documents that are in use, each counted once."""
         return sum(shared.document.nbytes for shared in list(self._by_content.values()))
 
-    def share(self, key: ContentKey, document: "Document") -> SharedDocument:
+    def share(self, key: ContentKey, document: Document) -> SharedDocument:
         """Takes over a new document of the engine; the caller is its first user."""
 
         def free(shared: SharedDocument) -> None:
@@ -150,7 +147,7 @@ class DocumentRegistry:
         raise DocumentNotFoundError(document_id, expired=document_id in self._expired)
 
     @asynccontextmanager
-    async def use(self, document_id: str) -> "AsyncIterator[Document]":
+    async def use(self, document_id: str) -> AsyncIterator[Document]:
         """The document for the length of a call, whatever happens to its id meanwhile. Raises like `get`."""
         shared = self.get(document_id).shared
         shared.retain()

@@ -7,16 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
+from reformer_core import Engine, EngineLoad, Request
 from reformer_server.errors import EngineStoppedError
 from reformer_server.events import EventStream
 from reformer_server.metrics import Metrics
 
-if TYPE_CHECKING:
-    from reformer_core import Engine, EngineLoad, Request
-
-    Command = Callable[[Engine], object]
+Command = Callable[[Engine], object]
 
 PARKED_POLL_SECONDS = 0.1  # how late the deadline of a request that waits for its reader is noticed
 
@@ -31,7 +28,7 @@ class EngineThread:
     `error` holds why; the process is expected to exit.
     """
 
-    def __init__(self, build: "Callable[[], Engine]", metrics: Metrics) -> None:
+    def __init__(self, build: Callable[[], Engine], metrics: Metrics) -> None:
         self._build = build
         self.metrics = metrics
         self._loop = asyncio.get_running_loop()
@@ -47,7 +44,7 @@ class EngineThread:
         self.error: BaseException | None = None
 
     @property
-    def load(self) -> "EngineLoad":
+    def load(self) -> EngineLoad:
         """How busy the engine was after its latest turn. Any thread may ask."""
         assert self._load is not None, "start() was not awaited"
         return self._load
@@ -72,7 +69,7 @@ class EngineThread:
 
     # -- requests and commands
 
-    def request(self, submit: "Callable[[Engine, EventStream], Request]") -> EventStream:
+    def request(self, submit: Callable[[Engine, EventStream], Request]) -> EventStream:
         """A request for `async with`; `submit` runs on the engine's thread, with the stream as the request's sink."""
         return EventStream(self, submit)
 
@@ -87,7 +84,7 @@ class EngineThread:
         if not over:
             self.post(partial(self._cancel, stream, time.monotonic()))
 
-    async def call(self, command: "Command") -> None:
+    async def call(self, command: Command) -> None:
         """Runs `command` on the engine's thread; raises what it raised, or EngineStoppedError."""
         if self.ended.is_set():
             raise EngineStoppedError
@@ -97,7 +94,7 @@ class EngineThread:
         self.post(partial(self._run_and_answer, command, answer))
         await answer
 
-    def post(self, command: "Command") -> None:
+    def post(self, command: Command) -> None:
         """Runs `command` on the engine's thread, in the order of the calls. It must not raise."""
         self._inbox.append(command)
         self.wake()
@@ -124,7 +121,7 @@ class EngineThread:
         finally:
             self._loop.call_soon_threadsafe(self._end)
 
-    def _turn(self, engine: "Engine") -> None:
+    def _turn(self, engine: Engine) -> None:
         # Cleared first: whatever is announced from here on ends the wait below.
         self._awake.clear()
         while self._inbox:
@@ -137,7 +134,7 @@ class EngineThread:
         if not worked and not self._inbox:
             self._awake.wait(PARKED_POLL_SECONDS if load.running or load.waiting else None)
 
-    def _run_and_answer(self, command: "Command", answer: asyncio.Future[None], engine: "Engine") -> None:
+    def _run_and_answer(self, command: Command, answer: asyncio.Future[None], engine: Engine) -> None:
         try:
             command(engine)
         except Exception as error:  # noqa: BLE001 -- the caller gets it
@@ -145,7 +142,7 @@ class EngineThread:
         else:
             self.hand_over(partial(_settle, answer, None))
 
-    def _cancel(self, stream: EventStream, asked: float, engine: "Engine") -> None:
+    def _cancel(self, stream: EventStream, asked: float, engine: Engine) -> None:
         request = stream.request
         if request is None or request.phase == "done":
             return

@@ -7,10 +7,10 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from reformer_core import Engine, Request
 from reformer_core.events import DocumentReady, Event, Failed, Finished, Progress, Timings
 
 if TYPE_CHECKING:
-    from reformer_core import Engine, Request
     from reformer_server.engine_thread import EngineThread
 
 MAX_QUEUED_EVENTS = 64
@@ -36,7 +36,7 @@ class EventStream:
 
     # -- on the engine's thread
 
-    def submit(self, engine: "Engine") -> None:
+    def submit(self, engine: Engine) -> None:
         """Hands the request to the engine; raises what the engine has against it."""
         self.request = self._submit(engine, self)
 

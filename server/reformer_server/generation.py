@@ -3,21 +3,18 @@
 import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 from reformer.v1 import inference_pb2 as pb
+from reformer_core import Document
 from reformer_core.events import Event, Finished, Progress, Token
 from reformer_server import convert
 from reformer_server.metrics import Metrics
-
-if TYPE_CHECKING:
-    from reformer_core import Document
 
 
 class Generation:
     """Counts what has been generated."""
 
-    def __init__(self, arrived: float, document: "Document | None", prompt_tokens: int, metrics: Metrics) -> None:
+    def __init__(self, arrived: float, document: Document | None, prompt_tokens: int, metrics: Metrics) -> None:
         """`arrived` is the time.monotonic() of the call's arrival."""
         self._arrived = arrived
         self._cached_tokens = document.tokens if document else 0

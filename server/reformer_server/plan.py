@@ -1,7 +1,104 @@
-"""`reformer plan`."""
+"""`reformer plan`: what a model takes in memory at a given length, before anything is loaded."""
+
+import dataclasses
+import json
+from typing import Any
 
 import click
+from rich.console import Console
+from rich.table import Table
+
+from reformer_core import MemoryPlan, embedded_model_path, load_config
+from reformer_core.engine import MOST_WORKSPACE_SHARE
+from reformer_core.errors import ReformerError
+from reformer_core.placement import choose_device, choose_dtype
+from reformer_server.settings import Settings
+from reformer_server.units import format_size, parse_size
+
+
+class Size(click.ParamType[int]):
+    """A size such as 16GiB, in bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 @click.command()
-def plan() -> None: ...
+@click.argument("model", required=False)
+@click.option("--tokens", type=click.IntRange(min=1), help="Length of a document. Default: the model's positions.")
+@click.option("--memory", type=Size(), help="Memory there is, e.g. 16GiB: how many such documents fit?")
+@click.option("--dtype", default="auto", show_default=True, help="float32, bfloat16, float16, or auto.")
+@click.option("--num-hashes", type=click.IntRange(min=1), help="LSH hash rounds. Default: the model's.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
+def plan(
+    model: str | None, tokens: int | None, memory: int | None, dtype: str, num_hashes: int | None, as_json: bool
+) -> None:
+    """Show what MODEL (a folder or hub id; default: the embedded model) takes in memory. Loads no weights.
+
+    The exit code is 1 if --memory isn't enough for one document.
+    """
+    try:
+        config = load_config(model or embedded_model_path())
+        number_format = choose_dtype(dtype, choose_device())
+    except ReformerError as error:
+        raise click.ClickException(str(error)) from error
+    if num_hashes is not None:
+        config = dataclasses.replace(config, num_hashes=num_hashes)
+    if tokens is not None and tokens > config.max_tokens:
+        raise click.BadParameter(f"the model has positions for {config.max_tokens:,}", param_hint="--tokens")
+    memory_plan = MemoryPlan(config, number_format, tokens or config.max_tokens)
+    fitting = None if memory is None else documents_that_fit(memory_plan, memory)
+    if as_json:
+        click.echo(json.dumps(facts(memory_plan) | ({} if fitting is None else {"documents_that_fit": fitting})))
+    else:
+        Console().print(table(memory_plan))
+        if fitting is not None and memory is not None:
+            click.echo(f"A server with {format_size(memory)} holds {fitting:,} such documents.")
+    if fitting == 0:
+        raise SystemExit(1)
+
+
+def facts(memory_plan: MemoryPlan) -> dict[str, int | str]:
+    """The plan in bytes."""
+    return {
+        "tokens": memory_plan.tokens,
+        "dtype": str(memory_plan.dtype).removeprefix("torch."),
+        "num_hashes": memory_plan.config.num_hashes,
+        "weights_bytes": memory_plan.weights_bytes,
+        "document_bytes": memory_plan.document_bytes,
+        "workspace_bytes": memory_plan.workspace_bytes,
+        "session_bytes": memory_plan.session_bytes,
+        "total_bytes": memory_plan.total_bytes,
+    }
+
+
+def table(memory_plan: MemoryPlan) -> Table:
+    """The plan for people."""
+    dtype = str(memory_plan.dtype).removeprefix("torch.")
+    title = f"{memory_plan.tokens:,} tokens, {dtype}, {memory_plan.config.num_hashes} hash rounds"
+    rows = Table("", "memory", "", title=title, title_justify="left")
+    rows.columns[1].justify = "right"
+    rows.add_row("weights", format_size(memory_plan.weights_bytes), "once")
+    rows.add_row("document", format_size(memory_plan.document_bytes), "each document, shared by its sessions")
+    rows.add_row("workspace", format_size(memory_plan.workspace_bytes), "while a document is read")
+    rows.add_row(
+        "session", format_size(memory_plan.session_bytes), "each generation, besides its own tokens", end_section=True
+    )
+    rows.add_row("total", format_size(memory_plan.total_bytes), "one document, one session")
+    return rows
+
+
+def documents_that_fit(memory_plan: MemoryPlan, memory_bytes: int) -> int:
+    """How many documents of the plan's length a server with `--memory memory_bytes` can hold."""
+    sessions = Settings().max_running * memory_plan.session_bytes
+    rest = memory_bytes - memory_plan.weights_bytes - sessions
+    longest = MemoryPlan(memory_plan.config, memory_plan.dtype, memory_plan.config.max_tokens)
+    workspace = min(longest.workspace_bytes, int(rest * MOST_WORKSPACE_SHARE))
+    if workspace < memory_plan.workspace_bytes:  # such a document can't even be read
+        return 0
+    return (rest - workspace) // memory_plan.page_bytes

@@ -3,17 +3,15 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from reformer_core import Document
 from reformer_core.events import DocumentReady, Progress
 from reformer_server.content import Content, ContentKey, Encoder
 from reformer_server.documents import DocumentRegistry, SharedDocument
 from reformer_server.engine_thread import EngineThread
 from reformer_server.errors import naming
 from reformer_server.metrics import Metrics
-
-if TYPE_CHECKING:
-    from reformer_core import Document
 
 
 class Prefill:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from reformer_core import ReformerModel, embedded_model_path, load_model, load_tokenizer
-from reformer_core.tokenizers import Tokenizer
+from reformer_core import ReformerModel, Tokenizer, embedded_model_path, load_model, load_tokenizer
+from reformer_core.checkpoint import model_directory
 from reformer_server.settings import Settings
 
 
@@ -28,14 +28,15 @@ class ServedModel:
 
 
 def load_served_model(settings: Settings) -> ServedModel:
-    """Loads what the settings name. Takes a while. Raises CheckpointError."""
+    """Loads what the settings name. Takes a while. Raises CheckpointError, InvalidParameterError."""
     source = settings.model or embedded_model_path()
+    directory = model_directory(source)
     model = load_model(
-        source,
+        directory,
         device=settings.device,
         dtype=settings.dtype,
         num_hashes=settings.num_hashes,
         hash_seed=settings.hash_seed,
     )
-    name = Path(source).resolve().name if Path(source).exists() else str(source)
-    return ServedModel(name, model, load_tokenizer(source))
+    name = directory.resolve().name if directory == Path(source) else str(source)
+    return ServedModel(name, model, load_tokenizer(directory))

@@ -12,8 +12,6 @@ from typing import Any
 from reformer_server.units import parse_duration, parse_size
 
 ENVIRONMENT_PREFIX = "REFORMER_"
-DEVICES = ("auto", "cpu", "cuda")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -69,10 +67,7 @@ class Settings:
             if not condition:
                 raise SettingsError(f"{KEYS[name]}: must be {allowed}, but is {getattr(self, name)!r}")
 
-        require("device", self.device.partition(":")[0] in DEVICES, f"one of {', '.join(DEVICES)}")
-        require("dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}")
         require("log_level", self.log_level in LOG_LEVELS, f"one of {', '.join(LOG_LEVELS)}")
-        require("num_hashes", self.num_hashes is None or self.num_hashes >= 1, "1 or more")
         require("host", bool(self.host), "an address")
         for name in ("port", "metrics_port"):
             require(name, 0 <= getattr(self, name) < 65536, "between 0 and 65535")

@@ -63,12 +63,9 @@ def test_kubernetes_service_link_is_no_setting() -> None:
         ({}, {"REFORMER_MEMORY": "lots"}, r"memory \(from REFORMER_MEMORY\)"),
         ({"port": "70000"}, {}, r"port: must be between 0 and 65535, but is 70000"),
         ({"port": "http"}, {}, r"port \(from --port\)"),
-        ({"device": "tpu"}, {}, "device: must be one of auto, cpu, cuda"),
-        ({"dtype": "int8"}, {}, "dtype: must be"),
         ({"max_running": "0"}, {}, "max-running: must be above 0"),
         ({"default_lease_seconds": "8d"}, {}, "default-lease: must be at most max-lease"),
         ({"max_content_bytes": "1GiB"}, {}, "upload-memory: must be at least max-content"),
-        ({"num_hashes": "0"}, {}, "num-hashes"),
         ({"log_level": "loud"}, {}, "log-level"),
     ],
 )

@@ -1,0 +1,34 @@
+"""The command `reformer serve`: how it ends."""
+
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from reformer_client import Client, UnavailableError
+from tests.e2e.conftest import ServerProcess
+
+
+def test_clean_stop(serve: Callable[..., ServerProcess]) -> None:
+    """A stream that runs when SIGTERM comes is finished first; then the exit code is 0."""
+    server = serve()
+    with Client(server.address) as client:
+        stream = client.generate("x", max_tokens=100)
+        next(stream)
+        server.process.send_signal(signal.SIGTERM)
+        assert sum(1 for _ in stream) == 99
+    assert server.process.wait(timeout=30) == 0
+
+
+def test_end_of_the_grace_period(serve: Callable[..., ServerProcess]) -> None:
+    """A stream that takes longer is told to try again elsewhere; the exit code is 0 all the same."""
+    server = serve("--drain-grace", "100ms")
+    with Client(server.address) as client:
+        stream = client.generate("x", max_tokens=10**5)
+        next(stream)
+        server.process.send_signal(signal.SIGINT)
+        with pytest.raises(UnavailableError) as caught:
+            list(stream)
+        assert caught.value.reason == "DRAINING"
+        assert caught.value.retry_after_seconds
+    assert server.process.wait(timeout=30) == 0

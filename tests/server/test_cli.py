@@ -1,0 +1,99 @@
+"""The commands `serve` and `plan`: what they refuse, and what they print. Serving itself is tested end to end."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from reformer_core import Engine, MemoryPlan, save_model
+from reformer_server import ServedModel
+from reformer_server.cli import plan, serve
+from reformer_server.plan import documents_that_fit
+
+PORTS = ("--port", "0", "--metrics-port", "0")
+
+
+@pytest.fixture
+def directory(served_model: ServedModel, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny"
+    save_model(served_model.model, path)
+    return path
+
+
+def run_plan(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(plan, [str(argument) for argument in arguments])
+
+
+def test_bad_setting_is_a_usage_error() -> None:
+    result = CliRunner().invoke(serve, ["--memory", "lots"])
+    assert result.exit_code == 2
+    assert "memory (from --memory): 'lots' is no size" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "/no/such/model"], "/no/such/model"),
+        (["--device", "tpu"], "device"),
+        (["--dtype", "int8"], "dtype"),
+        (["--memory", "1KiB"], "bytes"),
+    ],
+)
+def test_what_cannot_be_served(directory: Path, arguments: list[str], message: str) -> None:
+    model = [] if "--model" in arguments else ["--model", str(directory)]
+    result = CliRunner().invoke(serve, [*PORTS, *model, *arguments])
+    assert result.exit_code == 1, result.output
+    assert result.stderr.startswith("Error: ")
+    assert message in result.stderr
+
+
+def test_foreign_model_directory(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    result = CliRunner().invoke(serve, [*PORTS, "--model", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "config.json" in result.stderr
+    assert "gpt2" in result.stderr
+
+
+def test_plan_as_a_table(directory: Path) -> None:
+    result = run_plan(directory, "--tokens", "1000", "--memory", "1GiB")
+    assert result.exit_code == 0, result.output
+    for word in ("weights", "document", "workspace", "session", "total", "1,000 tokens"):
+        assert word in result.output
+
+
+def test_plan_as_json(directory: Path) -> None:
+    result = run_plan(directory, "--dtype", "float32", "--num-hashes", "3", "--memory", "1GiB", "--json")
+    facts = json.loads(result.output)
+    assert (facts["tokens"], facts["num_hashes"], facts["dtype"]) == (4096, 3, "float32")
+    assert facts["documents_that_fit"] > 1
+    parts = ("weights_bytes", "document_bytes", "workspace_bytes", "session_bytes")
+    assert facts["total_bytes"] == sum(facts[part] for part in parts)
+
+
+def test_plan_that_does_not_fit(directory: Path) -> None:
+    result = run_plan(directory, "--memory", "1MiB")
+    assert result.exit_code == 1
+    assert "0 such documents" in result.output
+
+
+def test_plan_for_more_tokens_than_positions(directory: Path) -> None:
+    result = run_plan(directory, "--tokens", "4097")
+    assert result.exit_code == 2
+    assert "4,096" in result.stderr
+
+
+@pytest.mark.parametrize("documents", [0, 1, 2, 7])
+def test_the_plan_is_what_the_engine_does(served_model: ServedModel, documents: int) -> None:
+    """As many documents as `plan` says, and not one more."""
+    model = served_model.model
+    memory_plan = MemoryPlan(model.config, model.dtype, 1000)
+    longest = MemoryPlan(model.config, model.dtype, 4096)
+    fixed = memory_plan.weights_bytes + 64 * memory_plan.session_bytes
+    memory_bytes = fixed + max(
+        2 * longest.workspace_bytes, longest.workspace_bytes + (documents + 1) * memory_plan.page_bytes - 1
+    )
+    planned = documents_that_fit(memory_plan, memory_bytes)
+    engine = Engine(model, memory_bytes=memory_bytes)
+    assert engine.pool.total_pages * engine.pool.layout.page_bytes // memory_plan.page_bytes == planned >= documents
