@@ -25,7 +25,7 @@ class Running:
     """A running server and its clients' stubs."""
 
     server: Server
-    engine: FakeEngine
+    engine: Any
     channel: grpc.aio.Channel
 
     def __post_init__(self) -> None:
@@ -41,7 +41,12 @@ class Running:
 
     async def until_idle(self) -> None:
         """Waits until no request and no page is in use."""
-        await self.until(lambda: not self.engine.requests and self.engine.load().used_page_bytes == 0)
+
+        def idle() -> bool:
+            load = self.server.engine.load
+            return (load.running, load.waiting, load.used_page_bytes) == (0, 0, 0)
+
+        await self.until(idle)
 
     def metric(self, name: str, **labels: str) -> float:
         """The current value of one series."""
@@ -80,9 +85,9 @@ def served_model() -> ServedModel:
 
 
 @asynccontextmanager
-async def running_server(model: ServedModel, engine: FakeEngine, **settings: Any) -> AsyncIterator[Running]:
+async def running_server(model: ServedModel, engine: Any, **settings: Any) -> AsyncIterator[Running]:
     settings = {"port": 0, "metrics_port": 0, "drain_grace_seconds": 2.0, **settings}
-    server = Server(Settings(**settings), model, lambda: engine)  # type: ignore[arg-type,return-value]
+    server = Server(Settings(**settings), model, lambda: engine)  # type: ignore[arg-type]
     try:
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
