@@ -132,6 +132,13 @@ class ReformerConfig:
         }
 
     @property
+    def pinned(self) -> "ReformerConfig":
+        """The same with all that it leaves open made explicit, so that every program hashes alike."""
+        factors = self.bucket_factors
+        num_buckets = factors if len(factors) > 1 else factors[0]
+        return dataclasses.replace(self, hash_seed=self.hash_seed or 0, num_buckets=num_buckets)
+
+    @property
     def max_tokens(self) -> int:
         """Number of positions: the longest sequence."""
         return math.prod(self.axial_pos_shape) if self.axial_pos_embds else self.max_position_embeddings

@@ -49,7 +49,7 @@ class ReformerModel(nn.Module):
 
     def __init__(self, config: ReformerConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = config.pinned
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(
             Layer(LSHAttention(config) if kind == "lsh" else LocalAttention(config), FeedForward(config))

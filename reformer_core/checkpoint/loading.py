@@ -66,8 +66,6 @@ def load_config(source: str | Path) -> ReformerConfig:
 
 
 def _with_hashes(config: ReformerConfig, num_hashes: int | None, hash_seed: int | None) -> ReformerConfig:
-    if hash_seed is None:
-        hash_seed = config.hash_seed or 0
     for name, value in (("num_hashes", num_hashes), ("hash_seed", hash_seed)):
         changes: dict[str, Any] = {} if value is None else {name: value}
         try:

@@ -127,6 +127,8 @@ def test_number_of_buckets_is_transformers_for_the_longest_sequence(positions: i
 
 def test_derived_values() -> None:
     config = small_config(local_attn_chunk_length=24, lsh_attn_chunk_length=16, num_buckets=(2, 4, 6))
+    assert config.pinned == config
+    assert small_config(hash_seed=None, num_buckets=None).pinned == small_config(hash_seed=0, num_buckets=(16, 32))
     assert config.max_tokens == 32 * 64
     assert small_config(axial_pos_embds=False, max_position_embeddings=70).max_tokens == 70
     assert config.total_buckets == 48
