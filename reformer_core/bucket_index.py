@@ -1,18 +1,18 @@
 """The bucket index: which tokens a new token sees, found in time that doesn't grow with the document.
 
-For each head and hash round, a document keeps its *sorted order* (slot -> position) and the bucket offsets in it (CSR). What
-comes after the document is a small *tail*, sorted the same way. The sorted order of everything is the merge of the
+For each head and hash round, a document keeps its *sorted order* (slot -> position) and the bucket offsets in it (CSR).
+What comes after the document is a small *tail*, sorted the same way. The sorted order of everything is the merge of the
 two, and it is never built:
 
 - The rank of tail token j, with bucket b, is `offsets[b + 1] + j`: the document's tokens with a bucket ≤ b, then the
   tail's before it. Sorting is stable and the tail is newer, so in each bucket the document's tokens come first.
 - Merged slot p is looked up among the tail's ranks. A hit is that tail token; a miss is the document's slot
   p − (tail tokens before it).
-- A query in slot s sees its chunk s // L and the chunks before it. All rounds lie on one ring: before the first chunk of
-  a round comes the last chunk of the round before.
+- A query in slot s sees its chunk s // L and the chunks before it. All rounds lie on one ring: before the first chunk
+  of a round comes the last chunk of the round before.
 
-This equals the last row of a full pass over all tokens, if the length is padded as there (`ReformerConfig.padded_length`), pads
-last in every round. Contexts of at most one chunk see everything, once.
+This equals the last row of a full pass over all tokens, if the length is padded as there
+(`ReformerConfig.padded_length`), pads last in every round. Contexts of at most one chunk see everything, once.
 
 Everything is batched with fixed shapes, so that the same code runs on the meta device and in a CUDA graph.
 
@@ -34,30 +34,26 @@ _ROUND_DISTANCE = 2**40  # more than there are slots
 
 @dataclass(frozen=True)
 class Base:
-    """The sorted document as B rows see it, in one layer."""
+    """The sorted documents that B rows see, in one layer: the tables of S sessions, and which of them are the rows'."""
 
-    offsets: torch.Tensor  # int32 [B, H, R, K + 1]: tokens with a smaller bucket
+    rows: torch.Tensor  # int64 [B], below S
     tokens: torch.Tensor  # int64 [B]
-    order_pages: torch.Tensor  # int64 [B, pages]
+    offsets: torch.Tensor  # int32 [S, H, R, K + 1]: tokens with a smaller bucket
+    order_pages: torch.Tensor  # int64 [S, pages]
+
+    def smaller(self, buckets: torch.Tensor) -> torch.Tensor:
+        """Tokens with a smaller bucket: int64 [B, H, R, w], 0 to K each -> int32."""
+        _, heads, rounds, ends = self.offsets.shape
+        lane = torch.arange(heads * rounds, device=buckets.device).view(heads, rounds, 1)
+        lane = lane + self.rows.view(-1, 1, 1, 1) * (heads * rounds)
+        return self.offsets.take(lane * ends + buckets)
 
     def positions(self, pool: PagePool, rounds: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        """Positions in the document's own slots; int64 [B, H, R, w] each."""
-        batch, heads = slots.shape[:2]
+        """Positions in the documents' own slots of these rounds; int64 [B, H, R, w], broadcastable -> int32."""
         layout = pool.layout
-        page = self.order_pages.gather(1, (slots // layout.slots).view(batch, -1)).view_as(slots)
-        head = torch.arange(heads, device=slots.device).view(heads, 1, 1)
-        entry = layout.order_entry(page, head, rounds, slots % layout.slots)
-        return pool.entries.index_select(0, entry.view(-1)).view_as(slots).long()
-
-    def expand(self, rows: int) -> "Base":
-        """One row's base as so many rows see it, without a copy."""
-        return Base(self.offsets.expand(rows, -1, -1, -1), self.tokens.expand(rows), self.order_pages.expand(rows, -1))
-
-    def order(self, pool: PagePool, head: int, round_: int, slots: torch.Tensor) -> torch.Tensor:
-        """Positions in slots int64 [w] of the first row's document, int32 [w]."""
-        layout = pool.layout
-        page = self.order_pages[0, slots // layout.slots]
-        return pool.entries[layout.order_entry(page, head, round_, slots % layout.slots)]
+        page = self.order_pages.take(self.rows.view(-1, 1, 1, 1) * self.order_pages.shape[-1] + slots // layout.slots)
+        head = torch.arange(layout.heads, device=slots.device).view(-1, 1, 1)
+        return pool.entries.take(layout.order_entry(page, head, rounds, slots % layout.slots))
 
 
 @dataclass(frozen=True)
@@ -123,84 +119,96 @@ class Tail:
     def slots(self, base: Base) -> torch.Tensor:
         """Merged slot of each tail token, ascending, int64 [B, H, R, T]; empty places come after all tokens."""
         last = base.offsets.shape[-1] - 1
-        before = base.offsets.gather(-1, (self.buckets.long() + 1).clamp(max=last))
-        return before.long() + torch.arange(self.buckets.shape[-1], device=before.device)
+        before = base.smaller((self.buckets.long() + 1).clamp_(max=last))
+        return before + torch.arange(self.buckets.shape[-1], device=before.device)
 
 
-def window_positions(
-    config: ReformerConfig, pool: PagePool, base: Base, tail: Tail, place: torch.Tensor
-) -> torch.Tensor:
-    """Positions of the tokens that the newest token of each row sees, itself included.
+class Windows:
+    """The chunks that the newest token of each of B rows sees. What is the same in all layers is computed once."""
 
-    Args:
-        place: int64 [B, H, R], where in its tail that token is.
+    def __init__(self, config: ReformerConfig, tokens: torch.Tensor) -> None:
+        """For rows of so many tokens, int64 [B], the newest included."""
+        self._length, before = config.lsh_attn_chunk_length, config.lsh_num_chunks_before
+        device, rounds = tokens.device, torch.arange(config.num_hashes, device=tokens.device).view(-1, 1)
+        self._total = tokens.view(-1, 1, 1, 1)
+        smallest, multiple = min(config.chunk_lengths), config.chunk_multiple
+        padded = torch.where(self._total <= smallest, self._total, (self._total + multiple - 1) // multiple * multiple)
+        self._chunks = (padded + self._length - 1) // self._length  # a round
+        # All rounds' chunks lie on one ring: where a round begins, and how far back the chunks seen are.
+        self._ring, self._round_start = self._chunks * config.num_hashes, self._chunks * rounds
+        self._back = torch.arange(before, -1, -1, device=device)
+        self._lane = torch.arange(self._length, device=device)
+        # With one chunk only, all is seen once: in the first round's own chunk.
+        first_own = (rounds == 0) & (self._back == 0).repeat_interleave(self._length)
+        self._unseen = (self._chunks == 1) & ~first_own  # [B, 1, R, (1 + b) L]
 
-    Returns:
-        int64 [B, H, R, (1 + b) L]; ABSENT where there is nothing.
-    """
-    length, before = config.lsh_attn_chunk_length, config.lsh_num_chunks_before
-    device, rounds = place.device, place.shape[-1]
-    tail_slots = tail.slots(base)
-    slot = tail_slots.gather(-1, place.unsqueeze(-1))  # [B, H, R, 1]
-    total = (base.tokens + tail.tokens).view(-1, 1, 1, 1)
-    smallest, multiple = min(config.chunk_lengths), config.chunk_multiple
-    padded = torch.where(total <= smallest, total, (total + multiple - 1) // multiple * multiple)
-    chunks = (padded + length - 1) // length
-    # The chunks seen, on the ring of all rounds' chunks.
-    own = torch.arange(rounds, device=device).view(rounds, 1) * chunks + slot // length
-    seen = (own - torch.arange(before, -1, -1, device=device)) % (rounds * chunks)  # [B, H, R, 1 + b]
-    lane = torch.arange(length, device=device)
-    seen_rounds = (seen // chunks).repeat_interleave(length, dim=-1)
-    slots = ((seen % chunks).unsqueeze(-1) * length + lane).flatten(-2)
-    positions = merged_positions(pool, base, tail, tail_slots, seen_rounds, slots)
-    first = torch.zeros(rounds, (1 + before) * length, dtype=torch.bool, device=device)
-    first[0, before * length :] = True  # with one chunk only: the first round's own chunk
-    return torch.where((chunks == 1) & ~first, ABSENT, positions)
+    def positions(self, pool: PagePool, base: Base, tail: Tail, place: torch.Tensor) -> torch.Tensor:
+        """Positions of the tokens that the newest token of each row sees in one layer, itself included.
+
+        Args:
+            place: int64 [B, H, R], where in its tail that token is.
+
+        Returns:
+            int64 [B, H, R, (1 + b) L]; ABSENT where there is nothing.
+        """
+        tail_slots = tail.slots(base)
+        own = self._round_start + tail_slots.gather(-1, place.unsqueeze(-1)) // self._length
+        seen = (own - self._back) % self._ring  # [B, H, R, 1 + b]
+        rounds = (seen // self._chunks).repeat_interleave(self._length, dim=-1)
+        slots = ((seen % self._chunks * self._length).unsqueeze(-1) + self._lane).flatten(-2)
+        positions = merged_positions(pool, base, tail, tail_slots, rounds, slots)
+        return positions.masked_fill_(self._unseen | (slots >= self._total), ABSENT)
 
 
 def merged_positions(
     pool: PagePool, base: Base, tail: Tail, tail_slots: torch.Tensor, rounds: torch.Tensor, slots: torch.Tensor
 ) -> torch.Tensor:
-    """Positions in slots of the merged order; rounds and slots int64 [B, H, R, w] -> int64, ABSENT for padding."""
-    capacity = tail_slots.shape[-1]
+    """Positions in slots of the merged order; rounds and slots int64 [B, H, R, w] -> int64.
+
+    Undefined in slots after the last token.
+    """
+    total_rounds, capacity = tail_slots.shape[-2:]
     # One search for all rounds: on a common axis, each round's slots come after those of the round before.
-    axis = torch.arange(tail_slots.shape[-2], device=slots.device).unsqueeze(-1) * _ROUND_DISTANCE
-    tail_keys = (tail_slots + axis).flatten(-2)  # [B, H, R T], ascending
+    start = torch.arange(total_rounds, device=slots.device).unsqueeze(-1) * _ROUND_DISTANCE
+    tail_keys = (tail_slots + start).flatten(-2)  # [B, H, R T], ascending
     keys = (slots + rounds * _ROUND_DISTANCE).flatten(-2)  # [B, H, R w]
     rank = torch.searchsorted(tail_keys, keys)
     nearest = rank.clamp(max=tail_keys.shape[-1] - 1)
     in_tail = (tail_keys.gather(-1, nearest) == keys).view_as(slots)
-    in_tail_position = tail.positions.flatten(-2).gather(-1, nearest).view_as(slots).long()
+    in_tail_position = tail.positions.flatten(-2).gather(-1, nearest).view_as(slots)
     base_slots = slots - (rank.view_as(slots) - rounds * capacity)
-    last = (base.tokens - 1).clamp(min=0).view(-1, 1, 1, 1)
-    in_base_position = base.positions(pool, rounds, torch.minimum(base_slots.clamp(min=0), last))
-    positions = torch.where(in_tail, in_tail_position, in_base_position)
-    return torch.where(slots < (base.tokens + tail.tokens).view(-1, 1, 1, 1), positions, ABSENT)
+    last = (base.tokens - 1).view(-1, 1, 1, 1)
+    in_base_position = base.positions(pool, rounds, torch.minimum(base_slots, last))
+    return torch.where(in_tail, in_tail_position, in_base_position).long()
 
 
-def merged_order(
-    pool: PagePool, base: Base, tail: Tail, base_tokens: int, tail_tokens: int, pages: torch.Tensor
-) -> torch.Tensor:
-    """Writes the merged order of one row (B = 1) to new pages, int64 [pages].
+def write_merged_page(pool: PagePool, base: Base, tail: Tail, page: int, first_slot: int) -> None:
+    """Writes the slots of the merged order from first_slot on, of one row (B = 1), to a new page.
 
-    Returns:
-        its offsets, int32 [H, R, K + 1].
+    Fixed shapes, a page's worth of work: whoever merges a long document can do something else in between.
     """
+    slots_a_page, device = pool.layout.slots, base.offsets.device
     heads, rounds = base.offsets.shape[1:3]
-    slots = tail.slots(base)[0, ..., :tail_tokens]
-    base_slots = torch.arange(base_tokens, device=slots.device)
-    for head in range(heads):
-        for round_ in range(rounds):
-            place = slots[head, round_]
-            order = torch.empty(base_tokens + tail_tokens, dtype=torch.int32, device=slots.device)
-            from_base = torch.ones_like(order, dtype=torch.bool)
-            from_base[place] = False
-            order[place] = tail.positions[0, head, round_, :tail_tokens]
-            order[from_base] = base.order(pool, head, round_, base_slots)
-            write_order(pool, pages, head, round_, order)
-    buckets = torch.arange(base.offsets.shape[-1], device=slots.device, dtype=torch.int32)
-    smaller = torch.searchsorted(tail.buckets[0], buckets.expand(heads, rounds, -1).contiguous())
-    return base.offsets[0] + smaller.to(torch.int32)
+    place = tail.slots(base) - first_slot
+    before = (place < 0).sum(dim=-1, keepdim=True)  # tail tokens on earlier pages
+    place = torch.where((place >= 0) & (place < slots_a_page), place, slots_a_page)  # the others fall into one too many
+    in_tail = torch.full((1, heads, rounds, slots_a_page + 1), -1, dtype=torch.int32, device=device)
+    in_tail = in_tail.scatter_(-1, place, tail.positions)[..., :-1]
+    hit = in_tail >= 0
+    slots = first_slot + torch.arange(slots_a_page, device=device)
+    base_slots = (slots - before - hit.cumsum(dim=-1)).clamp(min=0)
+    last = (base.tokens - 1).clamp(min=0).view(-1, 1, 1, 1)
+    in_base = base.positions(pool, torch.arange(rounds, device=device).unsqueeze(-1), torch.minimum(base_slots, last))
+    start = page * (pool.layout.page_bytes // 4)
+    pool.entries[start : start + hit.numel()] = torch.where(hit, in_tail, in_base.to(torch.int32)).flatten()
+
+
+def merged_offsets(base: Base, tail: Tail) -> torch.Tensor:
+    """Offsets of the merged order of one row (B = 1), int32 [H, R, K + 1]."""
+    heads, rounds, ends = base.offsets.shape[1:]
+    buckets = torch.arange(ends, device=base.offsets.device, dtype=torch.int32).expand(heads, rounds, -1)
+    smaller = torch.searchsorted(tail.buckets[0], buckets.contiguous())
+    return base.offsets[base.rows[0]] + smaller.to(torch.int32)
 
 
 def write_order(pool: PagePool, pages: torch.Tensor, head: int, round_: int, order: torch.Tensor) -> None:

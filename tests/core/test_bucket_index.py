@@ -13,9 +13,10 @@ from reformer_core.bucket_index import (
     Base,
     Tail,
     bucket_offsets,
-    merged_order,
+    merged_offsets,
     merged_positions,
     window_positions,
+    write_merged_page,
     write_order,
 )
 from reformer_core.config import ReformerConfig
@@ -62,7 +63,9 @@ class Index:
     def merge(self) -> None:
         base_tokens, tail_tokens = int(self.base.tokens), int(self.tail.tokens)
         pages = self._new_pages(base_tokens + tail_tokens)
-        offsets = merged_order(self.pool, self.base, self.tail, base_tokens, tail_tokens, pages)
+        for number, page in enumerate(pages.tolist()):
+            write_merged_page(self.pool, self.base, self.tail, page, number * self.pool.layout.slots)
+        offsets = merged_offsets(self.base, self.tail)
         old = self.base.order_pages[0].tolist()
         self._set_base(offsets, base_tokens + tail_tokens, pages)
         self.pool.release(old)
