@@ -101,9 +101,9 @@ class ReformerModel(nn.Module):
             raise InvalidTokensError(f"token ids must be integers, but are {token_ids.dtype}")
         outside = (token_ids < 0) | (token_ids >= self.config.vocab_size)
         if outside.any():
-            place = int(outside.flatten().nonzero()[0])
+            place = tuple(outside.nonzero()[0].tolist())
             raise InvalidTokensError(
-                f"token id {int(token_ids.flatten()[place])} at position {place} is outside the vocabulary: "
+                f"token id {int(token_ids[place])} at position {place[-1]} is outside the vocabulary: "
                 f"ids are 0 to {self.config.vocab_size - 1}"
             )
         if token_ids.shape[-1] > self.config.max_tokens:

@@ -52,7 +52,7 @@ class _Context(Protocol):
     layers: Sequence[Layer]
     seed: int | None
     buckets: list[torch.Tensor | None]
-    autocast: tuple[str, torch.dtype, bool]
+    autocast: tuple[str, torch.dtype, bool] | None
     saved_tensors: tuple[torch.Tensor, torch.Tensor]
     needs_input_grad: tuple[bool, ...]
 
@@ -64,9 +64,7 @@ class _ReversibleLayers(torch.autograd.Function):
     def forward(
         ctx: _Context, hidden: torch.Tensor, layers: Sequence[Layer], seed: int | None, *_: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        device = hidden.device.type
-        ctx.layers, ctx.seed, ctx.buckets = layers, seed, []
-        ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        ctx.layers, ctx.seed, ctx.buckets, ctx.autocast = layers, seed, [], _autocast_state(hidden.device.type)
         seeds = _seeds(seed, len(layers))
         stream1, stream2 = hidden.clone(), hidden.clone()
         with _same_autocast(ctx.autocast):
@@ -141,12 +139,19 @@ def _generator(seed: int | None, like: torch.Tensor) -> torch.Generator | None:
     return None if seed is None else torch.Generator(like.device).manual_seed(seed)
 
 
+def _autocast_state(device: str) -> tuple[str, torch.dtype, bool] | None:
+    """Device, dtype and whether it is on; None for a device that has no autocast, e.g. meta."""
+    if not torch.amp.is_autocast_available(device):
+        return None
+    return device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+
+
 @contextmanager
-def _same_autocast(state: tuple[str, torch.dtype, bool]) -> Iterator[None]:
+def _same_autocast(state: tuple[str, torch.dtype, bool] | None) -> Iterator[None]:
     """The forward pass's autocast. Without its cache: weights cast in the forward pass have no gradient."""
-    device, dtype, enabled = state
-    if device == "meta":
+    if state is None:
         yield
         return
+    device, dtype, enabled = state
     with torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False):
         yield
