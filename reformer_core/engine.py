@@ -31,7 +31,8 @@ from reformer_core.placement import available_memory
 from reformer_core.requests import ContinuationsRequest, GenerateRequest, PrefillRequest, Request, ScoreRequest
 from reformer_core.sampling import BatchSampling, Sampled, sample
 from reformer_core.sampling_params import SamplingParams
-from reformer_core.session import Session, SessionTable
+from reformer_core.session import Session
+from reformer_core.session_table import SessionTable
 from reformer_core.stopping import OutputText
 from reformer_core.tokenizers import Tokenizer
 

@@ -1,7 +1,7 @@
 """Appending tokens to cached documents: one token for each of many sessions (decode), or many tokens to one (extend).
 
-Both run the same layers over *rows*: in `decode_step` a row is a session, in `extend_slice` a token of one session that sees
-the tokens before it. A row costs rounds × (window + log tail), whatever the document's length.
+Both run the same layers over *rows*: in `decode_step` a row is a session, in `extend_slice` a token of one session that
+sees the tokens before it. A row costs rounds × (window + log tail), whatever the document's length.
 
 Shapes: B rows, H heads, R rounds, D head size, W positions a local layer sees, d width.
 """
@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 import torch
 
-from reformer_core.bucket_index import ABSENT, Base, Tail, window_positions
+from reformer_core.bucket_index import ABSENT, Tail, Windows
 from reformer_core.local_attention import LocalAttention
 from reformer_core.lsh_attention import LSHAttention, normalised_keys
 from reformer_core.model import ReformerModel
-from reformer_core.session import Session, SessionTable
+from reformer_core.session import Session
+from reformer_core.session_table import SessionRows, SessionTable
 from reformer_core.window_attention import attend
 
 EXTEND_TOKENS = 128  # tokens a slice of `extend`: enough to fill matrix products, little enough not to hold up decoding
@@ -33,27 +34,32 @@ def decode_step(
         token_ids: int64 [B].
         tail_capacity: more than the tokens in the longest tail of these rows.
     """
-    positions = table.length[rows]
+    sessions = SessionRows(table, rows)
+    positions = sessions.length
+    windows = Windows(model.config, positions + 1)
+    # Position p of a local layer lies at p % W; what is held in each place once the new token is.
+    heads, window = table.local_keys.shape[-3:-1]
+    held = positions.unsqueeze(1) - (positions.unsqueeze(1) - torch.arange(window, device=rows.device)) % window
+    seen_locally = _within_local_window(model, held, positions).unsqueeze(1)  # [B, 1, W]
+    local_heads = rows.unsqueeze(1) * heads + torch.arange(heads, device=rows.device)  # [B, H]
+    local_rows = (local_heads * window + (positions % window).unsqueeze(1)).flatten()
 
     def lsh(layer: int, attention: LSHAttention, hidden: torch.Tensor) -> torch.Tensor:
         query_key, value = attention.project(hidden.unsqueeze(-2))  # [B, H, 1, D]
         buckets = attention.hash(query_key).squeeze(-1)  # [B, H, R]
-        _store(table, layer, table.key_rows(layer, rows, _per_head(positions, query_key)), query_key, value)
-        tail, place = table.tail(layer, rows, tail_capacity).appended(buckets, positions)
-        table.store_tail(layer, rows, tail)
-        out = _attend_window(table, layer, rows, table.base(layer, rows), tail, place, query_key, positions)
+        _store(sessions, layer, positions, query_key, value)
+        tail, place = sessions.tail(layer, tail_capacity).appended(buckets, positions)
+        sessions.store_tail(layer, tail)
+        out = _attend_window(sessions, layer, windows, tail, place, query_key, positions)
         return attention.output(out)  # type: ignore[no-any-return]
 
     def local(layer: int, attention: LocalAttention, hidden: torch.Tensor) -> torch.Tensor:
         query, key, value = attention.project(hidden.unsqueeze(-2))  # [B, H, 1, D]
-        window = table.local_keys.shape[-2]
-        lane = torch.arange(window, device=rows.device)
-        for ring, new in ((table.local_keys[layer], key), (table.local_values[layer], value)):
-            ring[rows, :, positions % window] = new.squeeze(-2)
-        held = positions.unsqueeze(1) - (positions.unsqueeze(1) - lane) % window  # [B, W]: position in each place
-        seen = _within_window(attention, held, positions).unsqueeze(1)  # [B, 1, W]
-        keys, values = table.local_keys[layer, rows], table.local_values[layer, rows]
-        out, _ = attend(query, keys, values, positions.view(-1, 1, 1), seen, shared_qk=False)
+        keys, values = table.local_keys[layer], table.local_values[layer]
+        for ring, new in ((keys, key), (values, value)):
+            ring.view(-1, ring.shape[-1]).index_copy_(0, local_rows, new.reshape(-1, ring.shape[-1]))
+        keys, values = keys.index_select(0, rows), values.index_select(0, rows)
+        out, _ = attend(query, keys, values, positions.view(-1, 1, 1), seen_locally, shared_qk=False)
         return attention.output(out.flatten(1))  # type: ignore[no-any-return]
 
     table.next_logits.index_copy_(0, rows, _run_layers(model, token_ids, positions, lsh, local))
@@ -72,36 +78,36 @@ def extend_slice(model: ReformerModel, session: Session, token_ids: torch.Tensor
     """
     table, m = session.table, len(token_ids)
     row = torch.tensor([session.row], device=token_ids.device)
-    rows = row.expand(m)
+    before, after = SessionRows(table, row), SessionRows(table, row.expand(m))
     positions = session.length + torch.arange(m, device=token_ids.device)
+    windows = Windows(model.config, positions + 1)
     capacity = tail_capacity_for(session.tail_tokens + m, table.tail_capacity)
 
     def lsh(layer: int, attention: LSHAttention, hidden: torch.Tensor) -> torch.Tensor:
         query_key, value = attention.project(hidden)  # [H, m, D]
         buckets = attention.hash(query_key).permute(2, 0, 1)  # [m, H, R]
         query_key, value = (x.transpose(0, 1).unsqueeze(-2) for x in (query_key, value))  # [m, H, 1, D]
-        _store(table, layer, table.key_rows(layer, rows, _per_head(positions, query_key)), query_key, value)
-        tails, place = table.tail(layer, row, capacity).appended_one_by_one(buckets, positions)
-        last = Tail(tails.buckets[-1:], tails.positions[-1:], tails.tokens[-1:])
-        table.store_tail(layer, row, last)
-        out = _attend_window(table, layer, rows, table.base(layer, row).expand(m), tails, place, query_key, positions)
+        _store(after, layer, positions, query_key, value)
+        tails, place = before.tail(layer, capacity).appended_one_by_one(buckets, positions)
+        before.store_tail(layer, Tail(tails.buckets[-1:], tails.positions[-1:], tails.tokens[-1:]))
+        out = _attend_window(after, layer, windows, tails, place, query_key, positions)
         return attention.output(out)  # type: ignore[no-any-return]
 
     def local(layer: int, attention: LocalAttention, hidden: torch.Tensor) -> torch.Tensor:
         query, key, value = attention.project(hidden)  # [H, m, D]
         window = table.local_keys.shape[-2]
-        lane = torch.arange(window, device=rows.device)
+        lane = torch.arange(window, device=row.device)
         newest = session.length - 1
         held = torch.cat([newest - (newest - lane) % window, positions])  # [W + m]
         # Each row's window, W positions long, ends with the last position of its chunk: some are still to come.
-        length, before = attention.config.local_attn_chunk_length, attention.config.local_num_chunks_before
-        wanted = ((positions // length - before) * length).unsqueeze(1) + lane  # [m, W]
+        length, chunks_before = attention.config.local_attn_chunk_length, attention.config.local_num_chunks_before
+        wanted = ((positions // length - chunks_before) * length).unsqueeze(1) + lane  # [m, W]
         source = torch.where(wanted < session.length, wanted % window, wanted - session.length + window)
         source = source.clamp(0, window + m - 1)
         keys = torch.cat([table.local_keys[layer, session.row], key], dim=-2)  # [H, W + m, D]
         values = torch.cat([table.local_values[layer, session.row], value], dim=-2)
         found = torch.where(held[source] == wanted, wanted, ABSENT)
-        seen = _within_window(attention, found, positions)
+        seen = _within_local_window(model, found, positions)
         out, _ = attend(
             query.unsqueeze(-2), keys[:, source], values[:, source], positions.unsqueeze(1), seen, shared_qk=False
         )  # [H, m, 1, D]
@@ -143,26 +149,20 @@ def _run_layers(
     return model.logits(torch.cat([stream1, stream2], dim=-1))
 
 
-def _per_head(positions: torch.Tensor, query_key: torch.Tensor) -> torch.Tensor:
-    """int64 [B] -> [B, H, 1]."""
-    return positions.view(-1, 1, 1).expand(-1, query_key.shape[1], 1)
-
-
 def _store(
-    table: SessionTable, layer: int, key_rows: torch.Tensor, query_key: torch.Tensor, value: torch.Tensor
+    sessions: SessionRows, layer: int, positions: torch.Tensor, query_key: torch.Tensor, value: torch.Tensor
 ) -> None:
-    """Writes keys and values [B, H, 1, D] to the pool's rows [B, H, 1]."""
-    pool = table.pool
-    where, head_size = key_rows.flatten(), query_key.shape[-1]
+    """Writes keys and values [B, H, 1, D], at positions int64 [B], to their pages."""
+    pool, head_size = sessions.pool, query_key.shape[-1]
+    where = sessions.key_rows(layer, positions.view(-1, 1, 1)).flatten()
     pool.rows.index_copy_(0, where, normalised_keys(query_key).reshape(-1, head_size))
     pool.rows.index_copy_(0, where + pool.layout.value_distance, value.reshape(-1, head_size))
 
 
 def _attend_window(
-    table: SessionTable,
+    sessions: SessionRows,
     layer: int,
-    rows: torch.Tensor,
-    base: Base,
+    windows: Windows,
     tail: Tail,
     place: torch.Tensor,
     query_key: torch.Tensor,
@@ -172,18 +172,18 @@ def _attend_window(
 
     One softmax over the windows of all rounds side by side is the same as combining the rounds by their log-sum-exp.
     """
-    pool = table.pool
-    seen = window_positions(table.config, pool, base, tail, place).flatten(-2)  # [B, H, R (1 + b) L]
-    where = table.key_rows(layer, rows, torch.where(seen == ABSENT, 0, seen))
+    pool, newest = sessions.pool, positions.view(-1, 1, 1)
+    seen = windows.positions(pool, sessions.base(layer), tail, place).flatten(-2)  # [B, H, R (1 + b) L]
+    where = sessions.key_rows(layer, torch.minimum(seen, newest))  # anything that exists, where there is nothing
     shape = (*where.shape, query_key.shape[-1])
     keys = pool.rows.index_select(0, where.flatten()).view(shape)
     values = pool.rows.index_select(0, where.flatten() + pool.layout.value_distance).view(shape)
-    out, _ = attend(query_key, keys, values, positions.view(-1, 1, 1), seen, shared_qk=True)
+    out, _ = attend(query_key, keys, values, newest, seen, shared_qk=True)
     return out.flatten(1)
 
 
-def _within_window(attention: LocalAttention, held: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def _within_local_window(model: ReformerModel, held: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Positions int64 [B, W], ABSENT for what lies before the window of the row's query at positions int64 [B]."""
-    length, before = attention.config.local_attn_chunk_length, attention.config.local_num_chunks_before
+    length, before = model.config.local_attn_chunk_length, model.config.local_num_chunks_before
     first = ((positions // length - before) * length).clamp(min=0).unsqueeze(1)
     return torch.where(held >= first, held, ABSENT)

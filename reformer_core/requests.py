@@ -19,7 +19,8 @@ from reformer_core.model import ReformerModel
 from reformer_core.pages import PagePool
 from reformer_core.prefill import Prefill
 from reformer_core.sampling_params import SamplingParams
-from reformer_core.session import Session, SessionTable, tail_pages_needed
+from reformer_core.session import Session, tail_pages_needed
+from reformer_core.session_table import SessionTable
 from reformer_core.stopping import OutputText
 
 PROGRESS_SECONDS = 0.1  # not more often than this

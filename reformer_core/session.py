@@ -1,105 +1,13 @@
-"""Sessions: a document, shared, and a tail of the session's own. A table holds the tensors of all of them, row by row.
+"""A session: a document, shared, and a tail of its own, in pages of its own and in one row of the session table."""
 
-Shapes: S sessions in the table, H heads, R rounds, D head size, T tail capacity, K buckets, W positions a local layer
-sees.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
-from reformer_core.bucket_index import EMPTY, Base, Tail, merged_order
-from reformer_core.config import ReformerConfig
+from reformer_core.bucket_index import EMPTY, merged_offsets, write_merged_page
 from reformer_core.document import Document
 from reformer_core.errors import OutOfMemoryError, TooManyTokensError
-from reformer_core.memory_plan import tail_capacity
-from reformer_core.pages import PagePool
-
-
-class SessionTable:
-    """The sessions' tensors, row by row. Layers are counted by kind: the first LSH and the first local layer are 0."""
-
-    def __init__(self, config: ReformerConfig, pool: PagePool, sessions: int, tail_tokens: int | None = None) -> None:
-        layout, device = pool.layout, pool.device
-        lsh, local = config.attn_layers.count("lsh"), config.attn_layers.count("local")
-        heads, rounds, window = config.num_attention_heads, config.num_hashes, config.local_window
-        tail_tokens = tail_tokens or tail_capacity(config)
-        self.config, self.pool, self.sessions, self.tail_capacity = config, pool, sessions, tail_tokens
-
-        def zeros(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        self.length = zeros(sessions, dtype=torch.long)  # tokens in all
-        self.document_tokens = zeros(sessions, dtype=torch.long)
-        self.base_tokens = zeros(sessions, dtype=torch.long)  # sorted in the base: the document's, after a merge more
-        # One page of tokens more than fit: the document's last page isn't filled up with the tail.
-        self.token_pages = zeros(lsh, sessions, layout.token_pages(config.max_tokens) + 1, dtype=torch.long)
-        self.order_pages = zeros(lsh, sessions, layout.order_pages(config.max_tokens), dtype=torch.long)
-        self.offsets = zeros(lsh, sessions, heads, rounds, config.total_buckets + 1, dtype=torch.int32)
-        self.tail_buckets = zeros(lsh, sessions, heads, rounds, tail_tokens, dtype=torch.int32).fill_(EMPTY)
-        self.tail_positions = zeros(lsh, sessions, heads, rounds, tail_tokens, dtype=torch.int32)
-        self.local_keys = zeros(local, sessions, heads, window, config.attention_head_size, dtype=layout.dtype)
-        self.local_values = torch.zeros_like(self.local_keys)
-        self.next_logits = zeros(sessions, config.vocab_size, dtype=torch.float32)
-        self._free_rows = list(range(sessions - 1, -1, -1))
-
-    @property
-    def free_rows(self) -> int:
-        """Sessions that can still be opened."""
-        return len(self._free_rows)
-
-    @property
-    def nbytes(self) -> int:
-        """Size of all tensors."""
-        return sum(x.nbytes for x in vars(self).values() if isinstance(x, torch.Tensor))
-
-    def take_row(self) -> int:
-        """A free row. Raises OutOfMemoryError if there is none."""
-        if not self._free_rows:
-            raise OutOfMemoryError(self.nbytes // self.sessions, 0)
-        return self._free_rows.pop()
-
-    def give_row(self, row: int) -> None:
-        """Gives a row back."""
-        self._free_rows.append(row)
-
-    def copy_row(self, source: int, target: int) -> None:
-        """Copies all that a row says, the pages' numbers included."""
-        for x in (self.length, self.document_tokens, self.base_tokens, self.next_logits):
-            x[target] = x[source]
-        for x in (self.token_pages, self.order_pages, self.offsets, self.tail_buckets, self.tail_positions):
-            x[:, target] = x[:, source]
-        for x in (self.local_keys, self.local_values):
-            x[:, target] = x[:, source]
-
-    def base(self, layer: int, rows: torch.Tensor) -> Base:
-        """The documents' order of LSH layer `layer` as rows int64 [B] see it."""
-        return Base(self.offsets[layer, rows], self.base_tokens[rows], self.order_pages[layer, rows])
-
-    def tail(self, layer: int, rows: torch.Tensor, capacity: int) -> Tail:
-        """The tails of rows int64 [B], the first `capacity` places of them."""
-        return Tail(
-            self.tail_buckets[layer, :, :, :, :capacity][rows],
-            self.tail_positions[layer, :, :, :, :capacity][rows],
-            self.length[rows] - self.base_tokens[rows],
-        )
-
-    def store_tail(self, layer: int, rows: torch.Tensor, tail: Tail) -> None:
-        """Writes tails back to rows int64 [B]."""
-        capacity = tail.buckets.shape[-1]
-        self.tail_buckets[layer, :, :, :, :capacity].index_copy_(0, rows, tail.buckets)
-        self.tail_positions[layer, :, :, :, :capacity].index_copy_(0, rows, tail.positions)
-
-    def key_rows(self, layer: int, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Rows of the pool that hold the keys at positions int64 [B, H, w], for rows int64 [B]."""
-        layout = self.pool.layout
-        document = self.document_tokens[rows].view(-1, 1, 1)
-        unfilled = -document % layout.tokens  # the tail begins on a page of its own
-        place = positions + torch.where(positions >= document, unfilled, 0)
-        pages = self.token_pages[layer, rows]
-        page = pages.gather(1, (place // layout.tokens).flatten(1)).view_as(positions)
-        head = torch.arange(positions.shape[1], device=positions.device).view(-1, 1)
-        return layout.key_row(page, head, place % layout.tokens)
+from reformer_core.session_table import SessionRows, SessionTable
 
 
 def tail_pages_needed(table: SessionTable, length: int, tokens: int) -> int:
@@ -163,6 +71,11 @@ class Session:
         return self.length - self.base_tokens
 
     @property
+    def tail_is_full(self) -> bool:
+        """Whether the tail has to be merged before anything is appended."""
+        return self.tail_tokens == self.table.tail_capacity
+
+    @property
     def pages(self) -> list[int]:
         """All pages that the session holds itself."""
         return [page for pages in (*self._token_pages, *self._order_pages, self._held_pages) for page in pages]
@@ -195,7 +108,14 @@ class Session:
         self.length += tokens
 
     def merge_tail(self) -> None:
+        """Merges the tail into a base of the session's own, in one go. Raises as `merge_slices` does."""
+        for _ in self.merge_slices():
+            pass
+
+    def merge_slices(self) -> Iterator[None]:
         """Merges the tail into a base of the session's own; the document's order isn't written.
+
+        Yields after each page. Until it is over, nothing may be done with the session but to close it.
 
         Raises:
             OutOfMemoryError: no pages for the new order; nothing has changed.
@@ -205,11 +125,14 @@ class Session:
         count = layout.order_pages(self.length)
         self._hold(count * layers)
         new_pages = torch.tensor(self._held_pages[: count * layers], dtype=torch.long).view(layers, count)
-        row = torch.tensor([self.row], device=pool.device)
+        row = SessionRows(table, torch.tensor([self.row], device=pool.device))
         offsets = torch.empty_like(table.offsets[:, self.row])
         for layer in range(layers):
-            base, tail = table.base(layer, row), table.tail(layer, row, table.tail_capacity)
-            offsets[layer] = merged_order(pool, base, tail, self.base_tokens, self.tail_tokens, new_pages[layer])
+            base, tail = row.base(layer), row.tail(layer, table.tail_capacity)
+            for number, page in enumerate(new_pages[layer].tolist()):
+                write_merged_page(pool, base, tail, page, number * layout.slots)
+                yield
+            offsets[layer] = merged_offsets(base, tail)
         del self._held_pages[: count * layers]
         self._held_pages += [page for pages in self._order_pages for page in pages]
         self._order_pages = new_pages.tolist()

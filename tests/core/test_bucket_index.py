@@ -12,10 +12,10 @@ from reformer_core.bucket_index import (
     EMPTY,
     Base,
     Tail,
+    Windows,
     bucket_offsets,
     merged_offsets,
     merged_positions,
-    window_positions,
     write_merged_page,
     write_order,
 )
@@ -61,13 +61,12 @@ class Index:
         return tails, place
 
     def merge(self) -> None:
-        base_tokens, tail_tokens = int(self.base.tokens), int(self.tail.tokens)
-        pages = self._new_pages(base_tokens + tail_tokens)
+        tokens = int(self.base.tokens + self.tail.tokens)
+        pages, offsets = self._new_pages(tokens), merged_offsets(self.base, self.tail)
         for number, page in enumerate(pages.tolist()):
             write_merged_page(self.pool, self.base, self.tail, page, number * self.pool.layout.slots)
-        offsets = merged_offsets(self.base, self.tail)
         old = self.base.order_pages[0].tolist()
-        self._set_base(offsets, base_tokens + tail_tokens, pages)
+        self._set_base(offsets, tokens, pages)
         self.pool.release(old)
 
     def fork(self) -> "Index":
@@ -83,14 +82,13 @@ class Index:
         return other
 
     def check(self) -> None:
-        """The merged order is that of one stable sort, padding after it; the parts say what they should."""
-        tokens, padding, rounds = self.buckets.shape[-1], 5, self.config.num_hashes
-        slots = torch.arange(tokens + padding).expand(1, HEADS, rounds, -1)
+        """The merged order is that of one stable sort; the parts say what they should."""
+        tokens, rounds = self.buckets.shape[-1], self.config.num_hashes
+        slots = torch.arange(tokens).expand(1, HEADS, rounds, -1)
         of_round = torch.arange(rounds).view(rounds, 1).expand_as(slots)
         merged = merged_positions(self.pool, self.base, self.tail, self.tail.slots(self.base), of_round, slots)[0]
         expected = torch.sort(self.buckets, dim=-1, stable=True).indices
-        torch.testing.assert_close(merged[..., :tokens], expected, rtol=0, atol=0)
-        assert (merged[..., tokens:] == ABSENT).all()
+        torch.testing.assert_close(merged, expected, rtol=0, atol=0)
         assert int(self.base.tokens + self.tail.tokens) == tokens
         assert (self.tail.buckets[..., int(self.tail.tokens) :] == EMPTY).all()
         self.pool.check(self.pool_pages())
@@ -103,7 +101,7 @@ class Index:
         return torch.tensor(self.pool.allocate(self.pool.layout.order_pages(tokens)))
 
     def _set_base(self, offsets: torch.Tensor, tokens: int, pages: torch.Tensor) -> None:
-        self.base = Base(offsets[None], torch.tensor([tokens]), pages[None])
+        self.base = Base(torch.tensor([0]), torch.tensor([tokens]), offsets[None], pages[None])
         empty = torch.full((1, HEADS, self.config.num_hashes, CAPACITY), EMPTY, dtype=torch.int32)
         self.tail = Tail(empty, torch.zeros_like(empty), torch.tensor([0]))
 
@@ -182,7 +180,8 @@ def test_the_window_is_that_of_a_full_sort(
     )
     index = Index(settings_, random_buckets(settings_, tokens, seed))
     place = index.append(random_buckets(settings_, appended, seed + 1))
-    seen = window_positions(settings_, index.pool, index.base, index.tail, place)[0]
+    windows = Windows(settings_, torch.tensor([tokens + appended]))
+    seen = windows.positions(index.pool, index.base, index.tail, place)[0]
     for head in range(HEADS):
         assert seen_tokens(seen[head]) == sorted(lsh_window(index.buckets[head].numpy(), settings_))
 
@@ -219,10 +218,13 @@ def test_rows_of_one_batch_do_not_touch_each_other() -> None:
         target = pages if index.pool is pool else torch.tensor(pool.allocate(len(pages)))
         pool.entries.view(PAGES, -1)[target] = index.pool.entries.view(PAGES, -1)[pages]
         order_pages[row, : len(pages)] = target
+    sessions = torch.tensor([2, 0, 1])  # the rows of the tables in which the three are
+    offsets = torch.cat([index.base.offsets for index in indices])
     base = Base(
-        torch.cat([index.base.offsets for index in indices]),
+        sessions,
         torch.cat([index.base.tokens for index in indices]),
-        order_pages,
+        torch.empty_like(offsets).index_copy_(0, sessions, offsets),
+        torch.empty_like(order_pages).index_copy_(0, sessions, order_pages),
     )
     tails = [index.tail for index in indices]
     tail = Tail(*(torch.cat([getattr(x, name) for x in tails]) for name in ("buckets", "positions", "tokens")))
@@ -231,7 +233,7 @@ def test_rows_of_one_batch_do_not_touch_each_other() -> None:
         new = torch.stack([random_buckets(settings_, 1, 100 * step + row)[..., 0] for row in range(len(indices))])
         tail, place = tail.appended(new, positions)
         positions = positions + 1
-        seen = window_positions(settings_, pool, base, tail, place)
+        seen = Windows(settings_, positions).positions(pool, base, tail, place)
         for row, index in enumerate(indices):
             index.append(new[row].unsqueeze(-1))
             for head in range(HEADS):

@@ -10,7 +10,8 @@ from reformer_core.incremental import decode_step, tail_capacity_for
 from reformer_core.model import ReformerModel
 from reformer_core.pages import PageLayout, PagePool
 from reformer_core.prefill import Prefill
-from reformer_core.session import Session, SessionTable
+from reformer_core.session import Session
+from reformer_core.session_table import SessionTable
 from tests.core.models import random_model, small_config
 
 PAGE_TOKENS = 16
