@@ -8,38 +8,30 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Info, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client import start_http_server as start_prometheus_server
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from reformer_core.events import Event, Finished, Started
 
+# Else each series has a second one, with the time of its creation, that nobody reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
 T = TypeVar("T", Counter, Histogram)
 
 SHORT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 LONG_SECONDS = (
-    0.005,
-    0.01,
-    0.02,
-    0.04,
-    0.08,
-    0.16,
-    0.32,
-    0.64,
-    1.25,
-    2.5,
-    5.0,
-    10,
-    20,
-    40,
-    80,
-    160,
-    320,
-    640,
-    1280,
-    2560,
-)
+    0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.25, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560
+)  # fmt: skip
 
 
 class Metrics:

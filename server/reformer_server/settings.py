@@ -22,45 +22,46 @@ class SettingsError(ValueError):
 _METAVARS: Mapping[Callable[[str], Any], str] = {str: "TEXT", int: "N", parse_size: "SIZE", parse_duration: "TIME"}
 
 
-def _setting(default: Any, key: str, parse: Callable[[str], Any], help: str) -> Any:
-    return field(default=default, metadata={"key": key, "parse": parse, "metavar": _METAVARS[parse], "help": help})
+def _setting(key: str, parse: Callable[[str], Any], default: str | None, help: str) -> Any:
+    """A field; its default is written as a user would write it. None: the help says what that means."""
+    metadata = {"key": key, "parse": parse, "metavar": _METAVARS[parse]}
+    if default is None:
+        return field(default=None, metadata={**metadata, "help": help})
+    return field(default=parse(default), metadata={**metadata, "help": f"{help} Default: {default}."})
 
 
 @dataclass(frozen=True)
 class Settings:
     """What the server runs with. Raises SettingsError if a value is out of its range."""
 
-    model: str | None = _setting(None, "model", str, "Folder of the model, or its hub id. Default: the embedded model.")
-    device: str = _setting("auto", "device", str, "cpu, cuda (or cuda:1 ...), or auto.")
-    dtype: str = _setting("auto", "dtype", str, "float32, bfloat16, float16, or auto.")
-    num_hashes: int | None = _setting(None, "num-hashes", int, "LSH hash rounds. Default: the model's.")
-    hash_seed: int | None = _setting(None, "hash-seed", int, "Seed of the LSH rotations. Default: the model's.")
-    host: str = _setting("127.0.0.1", "host", str, "Address to listen on; 0.0.0.0 for all interfaces.")
-    port: int = _setting(50051, "port", int, "gRPC port; 0 picks a free one.")
-    metrics_port: int = _setting(9464, "metrics-port", int, "HTTP port of the Prometheus metrics; 0 picks a free one.")
+    model: str | None = _setting("model", str, None, "Folder of the model, or its hub id. Default: the embedded model.")
+    device: str = _setting("device", str, "auto", "cpu, cuda (or cuda:1 ...), or auto.")
+    dtype: str = _setting("dtype", str, "auto", "float32, bfloat16, float16, or auto.")
+    num_hashes: int | None = _setting("num-hashes", int, None, "LSH hash rounds. Default: the model's.")
+    hash_seed: int | None = _setting("hash-seed", int, None, "Seed of the LSH rotations. Default: the model's.")
+    host: str = _setting("host", str, "127.0.0.1", "Address to listen on; 0.0.0.0 for all interfaces.")
+    port: int = _setting("port", int, "50051", "gRPC port; 0 picks a free one.")
+    metrics_port: int = _setting("metrics-port", int, "9464", "HTTP port of the metrics; 0 picks a free one.")
     memory_bytes: int | None = _setting(
-        None,
-        "memory",
-        parse_size,
-        "Memory for weights, documents and work, e.g. 12GiB. Default: what the engine finds.",
+        "memory", parse_size, None, "For weights, documents and work, e.g. 12GiB. Default: half of what is free."
     )
-    max_running: int = _setting(64, "max-running", int, "Requests that are worked on together.")
-    max_waiting: int = _setting(256, "max-waiting", int, "Requests that may wait; further ones are refused.")
-    max_content_bytes: int = _setting(64 << 20, "max-content", parse_size, "Largest content of a document.")
+    max_running: int = _setting("max-running", int, "64", "Requests that are worked on together.")
+    max_waiting: int = _setting("max-waiting", int, "256", "Requests that may wait; further ones are refused.")
+    max_content_bytes: int = _setting("max-content", parse_size, "64MiB", "Largest content of a document.")
     upload_memory_bytes: int = _setting(
-        512 << 20, "upload-memory", parse_size, "Memory for content that is being uploaded."
+        "upload-memory", parse_size, "512MiB", "Memory for content that is being uploaded."
     )
     upload_retention_seconds: float = _setting(
-        600.0, "upload-retention", parse_duration, "How long a broken-off upload can be resumed."
+        "upload-retention", parse_duration, "10m", "How long a broken-off upload can be resumed."
     )
     default_lease_seconds: float = _setting(
-        3600.0, "default-lease", parse_duration, "Lease of a document whose creator asked for none."
+        "default-lease", parse_duration, "1h", "Lease of a document whose creator asked for none."
     )
-    max_lease_seconds: float = _setting(7 * 86400.0, "max-lease", parse_duration, "Longest lease that is granted.")
+    max_lease_seconds: float = _setting("max-lease", parse_duration, "7d", "Longest lease that is granted.")
     drain_grace_seconds: float = _setting(
-        30.0, "drain-grace", parse_duration, "Time that running calls get to finish when the server is stopped."
+        "drain-grace", parse_duration, "30s", "Time that running calls get to finish when the server is stopped."
     )
-    log_level: str = _setting("info", "log-level", str, "debug, info, warning or error.")
+    log_level: str = _setting("log-level", str, "info", "debug, info, warning or error.")
 
     def __post_init__(self) -> None:
         def require(name: str, condition: bool, allowed: str) -> None:
