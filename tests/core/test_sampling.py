@@ -214,11 +214,11 @@ def test_top_p_is_of_what_top_k_left() -> None:
 @pytest.mark.parametrize("penalty", [1e-300, 1e-30, 1e30])
 @pytest.mark.parametrize("scale", [1.0, 1e38])
 def test_huge_numbers_give_valid_tokens(penalty: float, scale: float) -> None:
-    logits = torch.tensor([[1.0, -1.0, 0.5, 0.0, -math.inf]]) * scale
+    logits = torch.tensor([[-math.inf, -1.0, 0.5, 0.0, 1.0]]) * scale
     logits[:, 3] = 0
     for temperature, seen in itertools.product((0.0, 0.5, 1e30), ([True] * 5, [True, False, True, False, True])):
         params = SamplingParams(temperature=temperature, repetition_penalty=penalty, top_p=0.9)
-        assert ids(logits, [params], seen=[seen])[0] in (0, 1, 2, 3)
+        assert ids(logits, [params], seen=[seen])[0] != 0
 
 
 def test_impossible_tokens_are_never_drawn() -> None:
