@@ -107,7 +107,10 @@ def test_every_option_is_told(page: str, option: str) -> None:
 def test_no_option_is_told_that_isnt_there() -> None:
     there = {option.split()[-1] for _, option in OPTIONS} | {f"--{key}" for key in KEYS.values()} | {"--help"}
     told = {
-        option for page in PAGES if page.startswith("docs/") for option in re.findall(r"(?<=[` ])--[a-z][a-z-]*", text(page))
+        option
+        for page in PAGES
+        if page.startswith("docs/")
+        for option in re.findall(r"(?<=[` ])--[a-z][a-z-]*", text(page))
     }
     assert told - there == set()
 
