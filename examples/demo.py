@@ -57,9 +57,8 @@ def run(novel: Path, model: Path | None) -> None:
         found = "the server has it, nothing is sent or read" if again.cached else "the server reads it again"
         say("Again", f"the same upload: {found}; the same seed gives the same words:\n")
         second_seconds += continuation(again, max_tokens=20)
-        say(
-            "Waited", f"for the first word: {first_seconds:.2f} s, with upload and reading; then {second_seconds:.3f} s"
-        )
+        waited = f"{first_seconds:.2f} s with upload and reading, then {second_seconds:.3f} s"
+        say("Waited", f"for the first word: {waited}")
 
         say("Measured", "a few of the server's metrics:")
         for line in metrics(server):
