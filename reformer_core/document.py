@@ -13,8 +13,8 @@ class Document:
 
     The owner calls `close` once; the pages are freed when the last session on the document is closed, too.
 
-    Shapes: n tokens, H heads, R rounds, D head size, K buckets, W positions a local layer sees; for each LSH layer and each
-    local layer, in the model's order.
+    Shapes: n tokens, H heads, R rounds, D head size, K buckets, W positions a local layer sees; for each LSH layer and
+    each local layer, in the model's order.
     """
 
     pool: PagePool = field(repr=False)
@@ -40,11 +40,15 @@ class Document:
         return [*self.token_pages.flatten().tolist(), *self.order_pages.flatten().tolist()]
 
     @property
+    def page_count(self) -> int:
+        """How many pages it holds."""
+        return self.token_pages.numel() + self.order_pages.numel()
+
+    @property
     def nbytes(self) -> int:
         """Memory that the document holds, pages and the rest."""
-        page_count = self.token_pages.numel() + self.order_pages.numel()
         rest = (self.token_ids, self.offsets, self.local_keys, self.local_values, self.next_logits, self.scores)
-        return page_count * self.pool.layout.page_bytes + sum(x.nbytes for x in rest if x is not None)
+        return self.page_count * self.pool.layout.page_bytes + sum(x.nbytes for x in rest if x is not None)
 
     @property
     def closed(self) -> bool:

@@ -14,21 +14,22 @@ def extend(model: ReformerModel, session: Session, token_ids: torch.Tensor) -> I
     """Appends tokens int [m], checked already, to a session.
 
     Yields:
-        a slice's logits, float32 [k, vocab]: of the token after each.
+        a slice's logits, float32 [k, vocab]: of the token after each; of none after a slice of merging the tail.
 
     Raises:
         TooManyTokensError: there aren't so many positions left; nothing is appended.
         OutOfMemoryError: there aren't enough pages; what was yielded is appended.
     """
-    table = session.table
     if session.length + len(token_ids) > model.config.max_tokens:
         raise TooManyTokensError(session.length + len(token_ids), model.config.max_tokens)
     token_ids = token_ids.long().to(model.device)
+    nothing = torch.empty(0, model.config.vocab_size, device=model.device)
     done = 0
     while done < len(token_ids):
-        if session.tail_tokens == table.tail_capacity:
-            session.merge_tail()
-        room = table.tail_capacity - session.tail_tokens
+        if session.tail_is_full:
+            for _ in session.merge_slices():
+                yield nothing
+        room = session.table.tail_capacity - session.tail_tokens
         part = token_ids[done : done + min(EXTEND_TOKENS, room)]
         session.reserve(len(part))
         yield extend_slice(model, session, part)

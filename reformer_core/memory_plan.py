@@ -1,14 +1,18 @@
-"""What a model takes in memory, by formula: admission counts with it, `reformer plan` prints it.
+"""What a model takes in memory, by formula: the engine divides its memory by it, `reformer plan` prints it.
 
 Shapes: n tokens, d width, H heads, R rounds, D head size, K buckets.
 """
 
+import bisect
 from dataclasses import dataclass
 
 import torch
 
 from reformer_core.config import ReformerConfig
+from reformer_core.errors import OutOfMemoryError
 from reformer_core.pages import PageLayout
+
+SHORT_SHARE = 8  # sequences of up to about an eighth of the longest length have a workspace of their own
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,30 @@ class MemoryPlan:
     dtype: torch.dtype
     tokens: int
     """Length of a document."""
+
+    @classmethod
+    def longest_within(
+        cls, memory_bytes: int, config: ReformerConfig, dtype: torch.dtype, sessions: int
+    ) -> "MemoryPlan":
+        """The plan for the longest document that an engine with so much memory and so many sessions can serve.
+
+        Raises:
+            OutOfMemoryError: not even the shortest one; `needed_bytes` is the least that would do.
+        """
+
+        def needed(tokens: int) -> int:
+            plan = cls(config, dtype, tokens)
+            return plan.fixed_bytes(sessions) + plan.page_bytes + plan.tail_bytes
+
+        if needed(1) > memory_bytes:
+            raise OutOfMemoryError(needed(1), memory_bytes, fits_when_idle=False)
+        lengths = range(1, config.max_tokens + 1)
+        return cls(config, dtype, bisect.bisect_right(lengths, memory_bytes, key=needed))
+
+    def fixed_bytes(self, sessions: int) -> int:
+        """All that an engine for documents up to this length takes besides pages."""
+        workspace = self.workspace_bytes + self.short_workspace_bytes
+        return self.weights_bytes + sessions * self.session_bytes + workspace
 
     @property
     def layout(self) -> PageLayout:
@@ -64,7 +92,9 @@ class MemoryPlan:
         """A session's row in the session table, without the pages of its tail."""
         c = self.config
         per_round = self.lsh_layers * c.num_attention_heads * c.num_hashes
-        tables = 8 * self.lsh_layers * (self.layout.token_pages(c.max_tokens) + 1 + self.layout.order_pages(c.max_tokens))
+        tables = (
+            8 * self.lsh_layers * (self.layout.token_pages(c.max_tokens) + 1 + self.layout.order_pages(c.max_tokens))
+        )
         index = per_round * 4 * (c.total_buckets + 1 + 2 * tail_capacity(c))
         return 3 * 8 + tables + index + self._ring_bytes + 5 * c.vocab_size
 
@@ -82,6 +112,16 @@ class MemoryPlan:
         # One head's orders, twice while they are put on one ring; and the sums of a combination of rounds.
         ring = 2 * rounds * n * 8 + (2 * n * 4 if rounds > 1 else 0)
         return streams + out + hashes + ring
+
+    @property
+    def short_workspace_bytes(self) -> int:
+        """What is kept for reading short sequences, so that they needn't wait for long ones."""
+        return self.workspace_bytes // SHORT_SHARE
+
+    @property
+    def tail_bytes(self) -> int:
+        """Pages of a session that generates a few tokens."""
+        return self.lsh_layers * self.layout.page_bytes
 
     @property
     def total_bytes(self) -> int:

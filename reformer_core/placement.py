@@ -68,7 +68,7 @@ def cpu_multiplies_bfloat16() -> bool:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that are free on the device now; of this machine's memory for the CPU, as the kernel and the cgroup tell."""
+    """Bytes that are free on the device now; for the CPU, of this machine's memory, as kernel and cgroup tell."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

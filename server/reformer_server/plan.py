@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reformer_core import MemoryPlan, embedded_model_path, load_config
-from reformer_core.engine import MOST_WORKSPACE_SHARE
-from reformer_core.errors import ReformerError
+from reformer_core.errors import OutOfMemoryError, ReformerError
 from reformer_core.placement import choose_device, choose_dtype
 from reformer_server.settings import Settings
 from reformer_server.units import format_size, parse_size
@@ -95,10 +94,11 @@ def table(memory_plan: MemoryPlan) -> Table:
 
 def documents_that_fit(memory_plan: MemoryPlan, memory_bytes: int) -> int:
     """How many documents of the plan's length a server with `--memory memory_bytes` can hold."""
-    sessions = Settings().max_running * memory_plan.session_bytes
-    rest = memory_bytes - memory_plan.weights_bytes - sessions
-    longest = MemoryPlan(memory_plan.config, memory_plan.dtype, memory_plan.config.max_tokens)
-    workspace = min(longest.workspace_bytes, int(rest * MOST_WORKSPACE_SHARE))
-    if workspace < memory_plan.workspace_bytes:  # such a document can't even be read
+    sessions, config, dtype = Settings().max_running, memory_plan.config, memory_plan.dtype
+    try:
+        longest = MemoryPlan.longest_within(memory_bytes, config, dtype, sessions)
+    except OutOfMemoryError:
         return 0
-    return (rest - workspace) // memory_plan.page_bytes
+    if longest.tokens < memory_plan.tokens:
+        return 0
+    return (memory_bytes - longest.fixed_bytes(sessions)) // memory_plan.page_bytes

@@ -1,0 +1,197 @@
+"""The engine's loop: admit, decode, emit, read a slice. It knows where each request is, and ends each exactly once."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, MutableSequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from reformer_core.admission import Admission
+from reformer_core.decoding import Choice, Decoding
+from reformer_core.errors import DeadlineExceededError, OutOfMemoryError, QueueFullError
+from reformer_core.events import Failed, Finished, FinishReason, Started, Token
+from reformer_core.requests import PrefillRequest, Request, Resources
+from reformer_core.session_requests import GenerateRequest
+
+logger = logging.getLogger(__name__)
+
+
+class Scheduler:
+    """All requests that aren't over: waiting, reading (whatever goes slice by slice), or decoding."""
+
+    def __init__(self, resources: Resources, admission: Admission, max_waiting: int) -> None:
+        self._admission, self._decoding, self._max_waiting = admission, Decoding(resources), max_waiting
+        self._max_tokens = resources.model.config.max_tokens
+        self.waiting: deque[Request] = deque()
+        self.reading: deque[Request] = deque()
+        self.decoding: list[GenerateRequest] = []
+        self.decode_batch_size = 0
+
+    @property
+    def running(self) -> list[Request]:
+        """Requests that are worked on."""
+        return [*self.reading, *self.decoding]
+
+    @property
+    def unfinished(self) -> list[Request]:
+        """All requests."""
+        return [*self.waiting, *self.running]
+
+    def submit(self, request: Request) -> Request:
+        """Queues a request, and returns it.
+
+        Raises:
+            QueueFullError: too many wait.
+            OutOfMemoryError: it couldn't begin even when all the others are over.
+        """
+        try:
+            if len(self.waiting) >= self._max_waiting:
+                raise QueueFullError(len(self.waiting))
+            self._admission.check(request.needs, [other.needs for other in self.unfinished])
+        except (QueueFullError, OutOfMemoryError):
+            request.free()
+            raise
+        self.waiting.append(request)
+        return request
+
+    def step(self) -> bool:
+        """One turn. Returns whether anything could be done: if not, nothing runs, or all readers are behind."""
+        with torch.inference_mode():
+            self._end_overdue()
+            admitted = self._admit()
+            decoded = self._decode()
+            read = self._read_slice()
+        return admitted or decoded or read
+
+    def end(self, request: Request, outcome: FinishReason | Exception) -> None:
+        """Takes a request out, frees what it holds, and tells its reader; nothing, if it is over already."""
+        if request.phase == "done":
+            return
+        request.phase, timings = "done", request.timings
+        everywhere: tuple[MutableSequence[Any], ...] = (self.waiting, self.reading, self.decoding)
+        for requests in everywhere:
+            if request in requests:
+                requests.remove(request)
+        request.work = iter(())  # and with it, what the reading took besides pages
+        try:
+            request.free()
+        except Exception as error:  # noqa: BLE001 -- a bug; its reader gets it
+            outcome = error
+        try:
+            if isinstance(outcome, FinishReason):
+                request.sink.emit(Finished(outcome, timings))
+            else:
+                request.sink.emit(Failed(_as_memory_error(outcome, request.needs.workspace_bytes), timings))
+        except Exception:
+            logger.exception("a reader couldn't take its last event")
+
+    def _end_overdue(self) -> None:
+        now = time.monotonic()
+        for request in self.unfinished:
+            if request.deadline is not None and now > request.deadline:
+                self.end(request, DeadlineExceededError("the deadline passed before the request was finished"))
+
+    def _admit(self) -> bool:
+        """Begins the waiting requests that there is room for.
+
+        In their order: what one of them waits for, those behind it can't take. They overtake it only if they need
+        nothing of what it lacks, so that it doesn't wait any longer because of them.
+        """
+        admitted = False
+        free = self._admission.free(request.needs for request in self.running)
+        for request in list(self.waiting):
+            if free.requests <= 0:
+                break
+            needed = self._admission.room_for(request.needs)
+            if free.holds(needed) and request.phase == "waiting":
+                admitted = True
+                self.waiting.remove(request)
+                with self._ended_by_error(request):
+                    request.work = request.begin()
+                    self.reading.append(request)
+                    request.sink.emit(Started(request.note_start()))
+            free -= needed
+        return admitted
+
+    def _decode(self) -> bool:
+        """A token for each generation whose reader has room: chosen, emitted, and appended where it goes on."""
+        batch = [request for request in list(self.decoding) if self._is_ready(request)]
+        self.decode_batch_size = len(batch)
+        with self._ended_by_error(*batch):
+            for request, choice in zip(batch, self._decoding.choose(batch), strict=True):
+                with self._ended_by_error(request):
+                    self._emit(request, choice)
+            self._append([request for request in batch if request.phase == "decode"])
+        return bool(batch)
+
+    def _emit(self, request: GenerateRequest, choice: Choice) -> None:
+        """Tells the reader, and ends the request if this was its last token."""
+        if request.phase != "decode":  # another one's reader has cancelled it
+            return
+        text, reason = request.output.push(choice.id)
+        if reason is None and request.session.length == self._max_tokens:
+            text, reason = text + request.output.finish(), FinishReason.POSITIONS_EXHAUSTED
+        request.note_token(choice.id)
+        request.sink.emit(Token(choice.id, choice.logprob, text, choice.top))
+        if reason is not None:
+            self.end(request, reason)
+
+    def _append(self, batch: list[GenerateRequest]) -> None:
+        self._decoding.append(batch)
+        for request in batch:
+            if request.has_to_merge:  # that takes a while, in which the others go on
+                self.decoding.remove(request)
+                request.work = request.merge_tail()
+                self.reading.append(request)
+
+    def _read_slice(self) -> bool:
+        """One slice of the next request that can go on; they take turns."""
+        for request in list(self.reading):
+            if request.phase == "done":  # another one's reader has cancelled it
+                continue
+            self.reading.remove(request)
+            self.reading.append(request)
+            could = True
+            with self._ended_by_error(request):
+                try:
+                    could = next(request.work)
+                except StopIteration:
+                    self._finish_reading(request)
+            if could:
+                return True
+        return False
+
+    def _finish_reading(self, request: Request) -> None:
+        if isinstance(request, GenerateRequest):
+            if request.phase == "prefill":
+                self._decoding.begin(request)
+                request.note_decoding()
+            self.reading.remove(request)
+            self.decoding.append(request)
+        else:
+            if isinstance(request, PrefillRequest) and request.document is not None:
+                self._admission.keep(request.document)
+            self.end(request, FinishReason.DONE)
+
+    def _is_ready(self, request: Request) -> bool:
+        with self._ended_by_error(request):
+            return request.sink.ready()
+        return False
+
+    @contextmanager
+    def _ended_by_error(self, *requests: Request) -> Iterator[None]:
+        """Whatever goes wrong inside ends these requests, and nobody else."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 -- their readers get it
+            for request in requests:
+                self.end(request, error)
+
+
+def _as_memory_error(error: Exception, needed_bytes: int) -> Exception:
+    """The device's own lack of memory is an OutOfMemoryError, too."""
+    lacking = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return OutOfMemoryError(needed_bytes, 0) if lacking else error
