@@ -45,8 +45,7 @@ def decode_step(
     local_rows = (local_heads * window + (positions % window).unsqueeze(1)).flatten()
 
     def lsh(layer: int, attention: LSHAttention, hidden: torch.Tensor) -> torch.Tensor:
-        query_key, value = attention.project(hidden.unsqueeze(-2))  # [B, H, 1, D]
-        buckets = attention.hash(query_key).squeeze(-1)  # [B, H, R]
+        query_key, value, buckets = _project(attention, hidden)
         _store(sessions, layer, positions, query_key, value)
         tail, place = sessions.tail(layer, tail_capacity).appended(buckets, positions)
         sessions.store_tail(layer, tail)
@@ -84,9 +83,7 @@ def extend_slice(model: ReformerModel, session: Session, token_ids: torch.Tensor
     capacity = tail_capacity_for(session.tail_tokens + m, table.tail_capacity)
 
     def lsh(layer: int, attention: LSHAttention, hidden: torch.Tensor) -> torch.Tensor:
-        query_key, value = attention.project(hidden)  # [H, m, D]
-        buckets = attention.hash(query_key).permute(2, 0, 1)  # [m, H, R]
-        query_key, value = (x.transpose(0, 1).unsqueeze(-2) for x in (query_key, value))  # [m, H, 1, D]
+        query_key, value, buckets = _project(attention, hidden)
         _store(after, layer, positions, query_key, value)
         tails, place = before.tail(layer, capacity).appended_one_by_one(buckets, positions)
         before.store_tail(layer, Tail(tails.buckets[-1:], tails.positions[-1:], tails.tokens[-1:]))
@@ -147,6 +144,13 @@ def _run_layers(
             local_layer += 1
         stream2 = stream2 + layer.feed_forward(stream1)
     return model.logits(torch.cat([stream1, stream2], dim=-1))
+
+
+def _project(attention: LSHAttention, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows [B, d] -> shared queries and keys, and values, [B, H, 1, D], and buckets int64 [B, H, R]."""
+    query_key, value = attention.project(hidden)  # [H, B, D]
+    buckets = attention.hash(query_key).permute(2, 0, 1).contiguous()
+    return query_key.transpose(0, 1).unsqueeze(-2), value.transpose(0, 1).unsqueeze(-2), buckets
 
 
 def _store(
