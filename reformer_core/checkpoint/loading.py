@@ -94,8 +94,6 @@ def _load_weights(
             problems.append(f"{stored} in {path.name}: expected shape {shapes}")
         elif not tensor.is_floating_point():
             problems.append(f"{stored} in {path.name}: expected floating-point numbers, found {tensor.dtype}")
-        if stored == SECOND_BIAS and name in weights:
-            continue
         weights[name] = tensor.to(device, dtype, copy=True)  # a copy: the file behind a mapped tensor may change
     problems += [f"{stored_name(name)} is missing" for name in expected if name not in weights]
     if problems:

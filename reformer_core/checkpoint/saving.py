@@ -38,7 +38,8 @@ def save_model(model: ReformerModel, directory: str | Path, tokenizer: SavesItse
     weights = {stored_name(name): tensor.contiguous() for name, tensor in model.state_dict().items()}
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as temporary:
         partial = Path(temporary)
-        save_file(weights, partial / WEIGHTS_FILE, metadata={"format": "pt"})  # transformers insists on the metadata
+        metadata = {"format": "pt"}  # without it, older versions of transformers refuse the file
+        save_file(weights, partial / WEIGHTS_FILE, metadata=metadata)
         if tokenizer is not None:
             tokenizer.save(partial)
         (partial / CONFIG_FILE).write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")

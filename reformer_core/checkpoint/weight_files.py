@@ -71,8 +71,11 @@ def read_json(path: Path) -> dict[str, Any]:
 def _read_safetensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  # no mapping
-                yield name, file.get_tensor(name)
+            names = list(file.keys())
+        for name in names:
+            with safe_open(path, framework="pt") as file:  # mapped anew, or all that was read would stay in memory
+                tensor = file.get_tensor(name)
+            yield name, tensor
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is no complete safetensors file: {error}") from error
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from reformer_core import ReformerConfig, ReformerModel, embedded_model, load_config, load_model, save_model
@@ -64,6 +65,8 @@ def test_round_trip(model: ReformerModel, tmp_path: Path) -> None:
     assert torch.equal(logits(loaded), logits(model))
     assert loaded.weights_digest == model.weights_digest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
 
 
 def test_transformers_loads_what_we_save(model: ReformerModel, tmp_path: Path) -> None:
