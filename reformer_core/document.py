@@ -4,7 +4,48 @@ from dataclasses import dataclass, field
 
 import torch
 
-from reformer_core.pages import PagePool
+from reformer_core.config import ReformerConfig
+from reformer_core.pages import PageLayout, PagePool
+
+
+@dataclass(frozen=True)
+class DocumentState:
+    """What a session starts from, besides the keys, values and orders: it is kept in pages, and copied to be used.
+
+    Shapes: H heads, R rounds, D head size, K buckets, W positions a local layer sees; for each LSH layer and each local
+    layer, in the model's order.
+    """
+
+    offsets: torch.Tensor  # int32 [LSH layers, H, R, K + 1]
+    next_logits: torch.Tensor  # float32 [vocab], of the token after the last
+    local_keys: torch.Tensor  # [local layers, H, W, D]; position p lies at p % W
+    local_values: torch.Tensor
+
+    @classmethod
+    def empty(cls, config: ReformerConfig, dtype: torch.dtype, device: torch.device | str) -> "DocumentState":
+        """All zeros."""
+        layers, heads = config.attn_layers.count("lsh"), config.num_attention_heads
+        offsets = (layers, heads, config.num_hashes, config.total_buckets + 1)
+        local_keys = (len(config.attn_layers) - layers, heads, config.local_window, config.attention_head_size)
+        return cls(
+            torch.zeros(offsets, dtype=torch.int32, device=device),
+            torch.zeros(config.vocab_size, dtype=torch.float32, device=device),
+            torch.zeros(local_keys, dtype=dtype, device=device),
+            torch.zeros(local_keys, dtype=dtype, device=device),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all tensors."""
+        return sum(x.nbytes for x in vars(self).values())
+
+
+def document_pages(layout: PageLayout, tokens: int) -> tuple[int, int, int]:
+    """Pages of a document of so many tokens: for keys and values, for orders, for the state."""
+    layers = layout.config.attn_layers.count("lsh")
+    state_bytes = DocumentState.empty(layout.config, layout.dtype, "meta").nbytes
+    state_pages = -(-state_bytes // layout.page_bytes)
+    return layers * layout.token_pages(tokens), layers * layout.order_pages(tokens), state_pages
 
 
 @dataclass(eq=False)
@@ -13,18 +54,14 @@ class Document:
 
     The owner calls `close` once; the pages are freed when the last session on the document is closed, too.
 
-    Shapes: n tokens, H heads, R rounds, D head size, K buckets, W positions a local layer sees; for each LSH layer and
-    each local layer, in the model's order.
+    Shape: n tokens.
     """
 
     pool: PagePool = field(repr=False)
     token_ids: torch.Tensor = field(repr=False)  # int32 [n], CPU
     token_pages: torch.Tensor = field(repr=False)  # int64 [LSH layers, pages], CPU
     order_pages: torch.Tensor = field(repr=False)  # int64 [LSH layers, pages], CPU
-    offsets: torch.Tensor = field(repr=False)  # int32 [LSH layers, H, R, K + 1]
-    local_keys: torch.Tensor = field(repr=False)  # [local layers, H, W, D]; position p lies at p % W
-    local_values: torch.Tensor = field(repr=False)
-    next_logits: torch.Tensor = field(repr=False)  # float32 [vocab], of the token after the last
+    state_pages: torch.Tensor = field(repr=False)  # int64 [pages], CPU
     scores: torch.Tensor | None = field(default=None, repr=False)  # float32 [n], CPU; nan first
     _references: int = 1
     _closed: bool = False
@@ -37,18 +74,25 @@ class Document:
     @property
     def pages(self) -> list[int]:
         """All pages that the document holds."""
-        return [*self.token_pages.flatten().tolist(), *self.order_pages.flatten().tolist()]
+        every = (self.token_pages, self.order_pages, self.state_pages)
+        return [page for pages in every for page in pages.flatten().tolist()]
 
     @property
     def page_count(self) -> int:
         """How many pages it holds."""
-        return self.token_pages.numel() + self.order_pages.numel()
+        return self.token_pages.numel() + self.order_pages.numel() + self.state_pages.numel()
 
     @property
     def nbytes(self) -> int:
-        """Memory that the document holds, pages and the rest."""
-        rest = (self.token_ids, self.offsets, self.local_keys, self.local_values, self.next_logits, self.scores)
-        return self.page_count * self.pool.layout.page_bytes + sum(x.nbytes for x in rest if x is not None)
+        """Memory that the document holds: pages, and on the host its ids and scores."""
+        scores_bytes = 0 if self.scores is None else self.scores.nbytes
+        return self.page_count * self.pool.layout.page_bytes + self.token_ids.nbytes + scores_bytes
+
+    def state(self) -> DocumentState:
+        """A copy of what a session starts from."""
+        layout = self.pool.layout
+        like = DocumentState.empty(layout.config, layout.dtype, "meta")
+        return DocumentState(*self.pool.read(self.state_pages, list(vars(like).values())))
 
     @property
     def closed(self) -> bool:

@@ -28,7 +28,7 @@ class PageLayout:
             config.num_hashes,
             config.attention_head_size,
         )
-        self.dtype = dtype
+        self.config, self.dtype = config, dtype
         self.tokens = page_tokens
         self.page_bytes = 2 * self.heads * page_tokens * self.head_size * dtype.itemsize
         self.slots = self.page_bytes // (4 * self.heads * self.rounds)
@@ -69,6 +69,7 @@ class PagePool:
         arena = torch.empty(self.total_pages * layout.page_bytes, dtype=torch.uint8, device=device)
         self.rows = arena.view(layout.dtype).view(-1, layout.head_size)
         self.entries = arena.view(torch.int32)
+        self._bytes = arena.view(self.total_pages, layout.page_bytes)
         self._free = list(range(self.total_pages - 1, -1, -1))
 
     @property
@@ -108,11 +109,22 @@ class PagePool:
         """Gives pages back."""
         self._free.extend(pages)
 
+    def write(self, pages: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
+        """Writes tensors to pages, int64 [k], CPU, one behind the other, those with the largest items first."""
+        content = torch.cat([x.flatten().view(torch.uint8) for x in tensors])
+        padded = torch.nn.functional.pad(content, (0, len(pages) * self.layout.page_bytes - len(content)))
+        self._bytes[pages.to(self.device)] = padded.view(len(pages), -1)
+
+    def read(self, pages: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """A copy of tensors that were written to pages, int64 [k], CPU; `like` has their shapes and dtypes."""
+        content = self._bytes[pages.to(self.device)].flatten()
+        parts = content[: sum(x.nbytes for x in like)].split([x.nbytes for x in like])
+        return [part.view(x.dtype).view(x.shape) for part, x in zip(parts, like, strict=True)]
+
     def copy(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Copies pages' contents."""
-        words = self.entries.view(self.total_pages, -1)
         to, from_ = (torch.tensor(pages, dtype=torch.long, device=self.device) for pages in (target, source))
-        words[to] = words[from_]
+        self._bytes[to] = self._bytes[from_]
 
     def check(self, held: Sequence[int]) -> None:
         """Raises AssertionError unless each page is either free or held, and only once; for tests."""

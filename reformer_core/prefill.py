@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from reformer_core.document import Document
+from reformer_core.document import Document, DocumentState, document_pages
 from reformer_core.local_attention import LocalAttention
 from reformer_core.lsh_pass import LSHPass
 from reformer_core.model import HEAD_BLOCK_TOKENS, ReformerModel
@@ -53,10 +53,10 @@ class Prefill:
     @staticmethod
     def pages_needed(model: ReformerModel, pool: PagePool, tokens: int, *, keep_document: bool) -> int:
         """Pages that reading so many tokens takes."""
-        layers = model.config.attn_layers.count("lsh")
         if keep_document:
-            return layers * (pool.layout.token_pages(tokens) + pool.layout.order_pages(tokens))
-        return min(layers, 1) * pool.layout.token_pages(tokens)  # scoring uses one layer's pages again and again
+            return sum(document_pages(pool.layout, tokens))
+        # Scoring uses one layer's pages again and again.
+        return pool.layout.token_pages(tokens) if "lsh" in model.config.attn_layers else 0
 
     def slices(self) -> Iterator[None]:
         """Does the work, yielding after each slice; closing it early frees everything."""
@@ -74,14 +74,8 @@ class Prefill:
     @torch.inference_mode()  # as a decorator: a `with` would stay in force between the slices
     def _run(self) -> Iterator[None]:
         model, config, n = self._model, self._model.config, len(self._token_ids)
-        lsh_layers, local_layers = config.attn_layers.count("lsh"), config.attn_layers.count("local")
-        token_pages, order_pages = self._pages_by_layer(lsh_layers)
-        ring = (local_layers, config.num_attention_heads, config.local_window, config.attention_head_size)
-        local_keys = torch.zeros(ring, dtype=model.dtype, device=model.device)
-        local_values = torch.zeros_like(local_keys)
-        offsets = (lsh_layers, config.num_attention_heads, config.num_hashes, config.total_buckets + 1)
-        all_offsets = torch.zeros(offsets, dtype=torch.int32, device=model.device)
-
+        token_pages, order_pages, state_pages = self._pages_by_use()
+        state = DocumentState.empty(config, model.dtype, model.device)
         stream1 = torch.empty(n, config.hidden_size, dtype=model.dtype, device=model.device)
         for part in parts(n, self._step):
             positions = torch.arange(part.start, part.stop, device=model.device)
@@ -92,7 +86,8 @@ class Prefill:
         for kind, layer in zip(config.attn_layers, model.reversible_layers, strict=True):
             index = seen[kind]
             if isinstance(layer.attention, LocalAttention):
-                yield from self._local_layer(layer, stream1, stream2, local_keys[index], local_values[index])
+                keys, values = state.local_keys[index], state.local_values[index]
+                yield from self._local_layer(layer, stream1, stream2, keys, values)
             else:
                 own_pages = token_pages[index if self._keep else 0]
                 lsh = LSHPass(layer.attention, self._pool, own_pages, order_pages[index] if self._keep else None, n)
@@ -101,23 +96,17 @@ class Prefill:
                     stream1[part] += layer.attention.output(lsh.out[part])
                     stream2[part] += layer.feed_forward(stream1[part])
                     yield
-                all_offsets[index] = lsh.offsets
+                state.offsets[index] = lsh.offsets
                 del lsh
             seen[kind] += 1
             self.done_fraction = sum(seen.values()) / (len(config.attn_layers) + 1)
         if self._keep_scores:
             yield from self._score(stream1, stream2)
         if self._keep:
+            state.next_logits.copy_(model.logits(torch.cat([stream1[-1], stream2[-1]], dim=-1)))
+            self._pool.write(state_pages, list(vars(state).values()))
             self.document = Document(
-                pool=self._pool,
-                token_ids=self._token_ids,
-                token_pages=token_pages,
-                order_pages=order_pages,
-                offsets=all_offsets,
-                local_keys=local_keys,
-                local_values=local_values,
-                next_logits=model.logits(torch.cat([stream1[-1], stream2[-1]], dim=-1)),
-                scores=self.scores,
+                self._pool, self._token_ids, token_pages, order_pages, state_pages, scores=self.scores
             )
         self.done_fraction = 1.0
 
@@ -141,13 +130,13 @@ class Prefill:
             self.scores[after] = logits.log_softmax(dim=-1).gather(-1, targets).squeeze(-1).cpu()
             yield
 
-    def _pages_by_layer(self, lsh_layers: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The pages for keys and values, and those for orders, int64 [layers, pages] each, CPU."""
-        layout, n = self._pool.layout, len(self._token_ids)
+    def _pages_by_use(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pages for keys and values, int64 [layers, pages], for orders, likewise, and for the state, [pages]; CPU."""
         pages = torch.tensor(self._pages, dtype=torch.long)
         if not self._keep:
-            return pages[None], pages[None, :0]
-        token_pages, order_pages = pages.split(
-            [lsh_layers * count(n) for count in (layout.token_pages, layout.order_pages)]
-        )
-        return token_pages.view(lsh_layers, layout.token_pages(n)), order_pages.view(lsh_layers, layout.order_pages(n))
+            return pages[None], pages[None, :0], pages[:0]
+        layers = self._model.config.attn_layers.count("lsh")
+        token_pages, order_pages, state_pages = pages.split(document_pages(self._pool.layout, len(self._token_ids)))
+        if layers == 0:
+            return token_pages.view(0, 0), order_pages.view(0, 0), state_pages
+        return token_pages.view(layers, -1), order_pages.view(layers, -1), state_pages

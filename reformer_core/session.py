@@ -55,10 +55,11 @@ class Session:
         self._order_pages = [[] for _ in self._order_pages]
         self.length = document.tokens
         table.length[self.row] = document.tokens
-        table.local_keys[:, self.row] = document.local_keys
-        table.local_values[:, self.row] = document.local_values
-        table.next_logits[self.row] = document.next_logits
-        self._set_base(document.tokens, document.order_pages, document.offsets)
+        state = document.state()
+        table.local_keys[:, self.row] = state.local_keys
+        table.local_values[:, self.row] = state.local_values
+        table.next_logits[self.row] = state.next_logits
+        self._set_base(document.tokens, document.order_pages, state.offsets)
 
     @property
     def closed(self) -> bool:

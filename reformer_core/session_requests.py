@@ -132,7 +132,7 @@ class ContinuationsRequest(Request):
         assert self._document is not None
         pages = self.resources.pool.allocate(self.needs.pages)
         self._session = Session(self.resources.table, self._document, pages)
-        return self._work(self._document, self._session)
+        return self._work(self._session)
 
     def free(self) -> None:
         if self._session is not None:
@@ -141,12 +141,12 @@ class ContinuationsRequest(Request):
             self._document.release()
             self._document = None
 
-    def _work(self, document: Document, session: Session) -> Iterator[bool]:
+    def _work(self, session: Session) -> Iterator[bool]:
         model, done = self.resources.model, 0
         for index, token_ids in enumerate(self._continuations):
             session.rewind()
             targets = token_ids.long().to(model.device).unsqueeze(-1)
-            scores = [_log_probabilities(document.next_logits[None], targets[:1])]
+            scores = [_log_probabilities(session.table.next_logits[session.row, None], targets[:1])]
             read = 1
             for logits in extend(model, session, token_ids[:-1]):
                 scores.append(_log_probabilities(logits, targets[read : read + len(logits)]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reformer_core.document import Document
+from reformer_core.document import Document, document_pages
 from reformer_core.extend import extend
 from reformer_core.incremental import decode_step, extend_slice
 from reformer_core.model import ReformerModel
@@ -242,22 +242,16 @@ def meta_session(sessions: int = 1) -> tuple[ReformerModel, list[Session]]:
         model = tiny_model().to("meta")
     config = model.config
     pool = tiny_pool(model)
-    lsh, local, tokens = config.attn_layers.count("lsh"), config.attn_layers.count("local"), 100
-    layout, heads = pool.layout, config.num_attention_heads
-    ring = (local, heads, config.local_window, config.attention_head_size)
-
-    def pages(count: int) -> torch.Tensor:
-        return torch.tensor(pool.allocate(lsh * count)).view(lsh, count)
-
+    lsh, layout, tokens = config.attn_layers.count("lsh"), pool.layout, 100
+    token_pages, order_pages, state_pages = (
+        torch.tensor(pool.allocate(count)) for count in document_pages(layout, tokens)
+    )
     document = Document(
         pool=pool,
         token_ids=torch.zeros(tokens, dtype=torch.int32),
-        token_pages=pages(layout.token_pages(tokens)),
-        order_pages=pages(layout.order_pages(tokens)),
-        offsets=torch.zeros(lsh, heads, config.num_hashes, config.total_buckets + 1, dtype=torch.int32, device="meta"),
-        local_keys=torch.zeros(ring, device="meta"),
-        local_values=torch.zeros(ring, device="meta"),
-        next_logits=torch.zeros(config.vocab_size, device="meta"),
+        token_pages=token_pages.view(lsh, -1),
+        order_pages=order_pages.view(lsh, -1),
+        state_pages=state_pages,
     )
     table = SessionTable(config, pool, sessions, TAIL_TOKENS)
     return model, [Session(table, document) for _ in range(sessions)]
