@@ -95,6 +95,8 @@ class ReformerModel(nn.Module):
 
     def check_token_ids(self, token_ids: torch.Tensor) -> None:
         """Raises InvalidTokensError or TooManyTokensError if the model can't read token_ids, int [..., n]."""
+        if token_ids.dim() == 0:
+            raise InvalidTokensError("token ids must be a sequence or a batch of sequences, but are a single number")
         if token_ids.numel() == 0:
             raise InvalidTokensError("there are no tokens; at least one is needed")
         if token_ids.is_floating_point() or token_ids.dtype == torch.bool:

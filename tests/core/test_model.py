@@ -38,6 +38,7 @@ def test_a_sequence_or_a_batch_of_any_integers(model: ReformerModel, dtype: torc
         ),
         (torch.tensor([[1, 2], [3, -1]]), InvalidTokensError, "token id -1 at position 1 is outside"),
         (torch.tensor([1.0]), InvalidTokensError, "token ids must be integers, but are torch.float32"),
+        (torch.tensor(3), InvalidTokensError, "token ids must be a sequence or a batch of sequences"),
         (torch.tensor([True]), InvalidTokensError, "token ids must be integers"),
         (
             torch.zeros(2049, dtype=torch.long),
