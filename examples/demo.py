@@ -142,6 +142,8 @@ def main() -> None:
     parser.add_argument("--novel", type=Path, default=NOVEL, help="another text, in UTF-8")
     parser.add_argument("--model", type=Path, help="another model's folder; without it, the embedded model")
     options = parser.parse_args()
+    if not options.novel.is_file():
+        parser.error(f"there is no file {options.novel}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped, too
     try:
         run(options.novel, options.model)
