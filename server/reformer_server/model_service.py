@@ -10,7 +10,6 @@ from reformer.v1.model_pb2_grpc import ModelServiceServicer
 from reformer_server import validation
 from reformer_server.calls import Context
 from reformer_server.content import Encoder
-from reformer_server.documents import DocumentRegistry
 from reformer_server.engine_thread import EngineThread
 from reformer_server.errors import InvalidFieldError
 from reformer_server.served_model import ServedModel
@@ -31,14 +30,12 @@ class ModelService(ModelServiceServicer):
         model: ServedModel,
         engine: EngineThread,
         encoder: Encoder,
-        documents: DocumentRegistry,
         is_draining: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._model = model
         self._engine = engine
         self._encoder = encoder
-        self._documents = documents
         self._is_draining = is_draining
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
@@ -86,7 +83,7 @@ class ModelService(ModelServiceServicer):
             running_requests=load.running,
             waiting_requests=load.waiting,
             decode_batch_size=load.decode_batch_size,
-            documents=len(self._documents),
+            documents=load.documents,
             used_page_bytes=load.used_page_bytes,
             total_page_bytes=load.total_page_bytes,
             draining=self._is_draining(),

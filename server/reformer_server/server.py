@@ -97,7 +97,7 @@ class Server:
             InferenceService(settings, model, engine, encoder, documents, uploads, metrics), self._grpc
         )
         model_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelService(settings, model, engine, encoder, documents, lambda: self._admission.draining), self._grpc
+            ModelService(settings, model, engine, encoder, lambda: self._admission.draining), self._grpc
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
