@@ -1,8 +1,13 @@
-"""Settings of the core's tests: one thread, for tiny tensors gain nothing from more, and a silent transformers."""
+"""What the tests of the core share: one thread (tiny tensors gain nothing from more), a silent transformers, a checkpoint."""
+
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
+
+from reformer_core import save_model
+from tests.core.models import random_model, small_config
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -14,3 +19,11 @@ def one_thread() -> None:
 def silent_transformers() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A complete checkpoint of a small model."""
+    directory = tmp_path / "model"
+    save_model(random_model(small_config()), directory)
+    return directory

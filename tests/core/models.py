@@ -1,11 +1,14 @@
-"""Small random models, and their twins in transformers."""
+"""Small random models, their twins in transformers, and their checkpoints."""
 
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from reformer_core import ReformerConfig, ReformerModel
+from reformer_core import ReformerConfig, ReformerModel, load_model
 from reformer_core.checkpoint.weight_names import SECOND_BIAS, stored_name
 from reformer_core.lsh_attention import LSHAttention
 
@@ -85,3 +88,19 @@ def clear_tokens(model: ReformerModel, rows: int, tokens: int) -> torch.Tensor:
         if hash_margin(model, token_ids) > 3e-6:
             return token_ids
     raise AssertionError("every draw has a close decision")
+
+
+def load_on_cpu(directory: Path, **options: Any) -> ReformerModel:
+    """As it was saved: on the CPU, in float32."""
+    return load_model(directory, device="cpu", dtype="float32", **options)
+
+
+def edit_config(**values: Any) -> Callable[[Path], None]:
+    """What sets keys of a checkpoint's `config.json`; `...` takes the key away."""
+
+    def edit(directory: Path) -> None:
+        config = json.loads((directory / "config.json").read_text())
+        config.update(values)
+        (directory / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+
+    return edit

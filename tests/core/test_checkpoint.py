@@ -1,12 +1,9 @@
-"""Checkpoints: both ways with transformers, in all formats; damaged and foreign ones are refused by the file's name."""
+"""Checkpoints: both ways with transformers, in all formats, from the hub; what saving and loading leave behind."""
 
 import dataclasses
-import json
 import os
-import pickle
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from reformer_core import ReformerConfig, ReformerModel, embedded_model, load_co
 from reformer_core.checkpoint import model_directory
 from reformer_core.embedded_model import embedded_model_path
 from reformer_core.errors import CheckpointError, InvalidParameterError
-from tests.core.models import hugging_face_twin, random_model, small_config
+from tests.core.models import edit_config, hugging_face_twin, load_on_cpu, random_model, small_config
 
 TOKEN_IDS = torch.arange(3 * 70).view(3, 70) % 50
 CONFIGS = {
@@ -35,18 +32,6 @@ def model(request: pytest.FixtureRequest) -> ReformerModel:
     return random_model(CONFIGS[request.param])
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    """A complete checkpoint."""
-    directory = tmp_path / "model"
-    save_model(random_model(small_config()), directory)
-    return directory
-
-
-def load(directory: Path, **options: Any) -> ReformerModel:
-    return load_model(directory, device="cpu", dtype="float32", **options)
-
-
 def logits(model: ReformerModel) -> torch.Tensor:
     with torch.no_grad():
         return model(TOKEN_IDS)
@@ -59,7 +44,7 @@ def their_logits(model: transformers.ReformerModelWithLMHead) -> torch.Tensor:
 
 def test_round_trip(model: ReformerModel, tmp_path: Path) -> None:
     save_model(model, tmp_path)
-    loaded = load(tmp_path)
+    loaded = load_on_cpu(tmp_path)
     assert loaded.config == model.config
     assert not loaded.training
     assert torch.equal(logits(loaded), logits(model))
@@ -80,7 +65,7 @@ def test_transformers_loads_what_we_save(model: ReformerModel, tmp_path: Path) -
 @pytest.mark.parametrize("options", [{}, {"max_shard_size": "20KB"}, {"safe_serialization": False}], ids=str)
 def test_we_load_what_transformers_saves(model: ReformerModel, tmp_path: Path, options: dict[str, Any]) -> None:
     hugging_face_twin(model).save_pretrained(tmp_path, **options)
-    assert torch.equal(logits(load(tmp_path)), logits(model))
+    assert torch.equal(logits(load_on_cpu(tmp_path)), logits(model))
     if "max_shard_size" in options:
         assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
 
@@ -90,11 +75,11 @@ def test_dtypes_are_converted_and_kept(saved: Path, tmp_path: Path) -> None:
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
     save_model(half, tmp_path / "half")
     assert {tensor.dtype for tensor in load_file(tmp_path / "half" / "model.safetensors").values()} == {torch.bfloat16}
-    assert torch.equal(logits(load(tmp_path / "half")), logits(half.float()))
+    assert torch.equal(logits(load_on_cpu(tmp_path / "half")), logits(half.float()))
 
 
 def test_weights_are_trainable_and_independent_of_the_file(saved: Path) -> None:
-    model = load(saved)
+    model = load_on_cpu(saved)
     before = logits(model)
     with (saved / "model.safetensors").open("r+b") as file:
         file.seek(-4096, os.SEEK_END)
@@ -105,32 +90,32 @@ def test_weights_are_trainable_and_independent_of_the_file(saved: Path) -> None:
 
 def test_loading_leaves_the_global_random_state_alone(saved: Path) -> None:
     state = torch.get_rng_state()
-    load(saved)
+    load_on_cpu(saved)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_hash_overrides(saved: Path) -> None:
     config = load_config(saved)
-    assert load(saved).config == config
-    other = load(saved, num_hashes=4, hash_seed=2**64 - 1)
+    assert load_on_cpu(saved).config == config
+    other = load_on_cpu(saved, num_hashes=4, hash_seed=2**64 - 1)
     assert other.config == dataclasses.replace(config, num_hashes=4, hash_seed=2**64 - 1)
     assert other.layers[1].attention.rotations.shape[2] == 4
-    assert not torch.equal(logits(other), logits(load(saved)))
-    assert load(saved, num_hashes=4).weights_digest != load(saved).weights_digest
+    assert not torch.equal(logits(other), logits(load_on_cpu(saved)))
+    assert load_on_cpu(saved, num_hashes=4).weights_digest != load_on_cpu(saved).weights_digest
 
 
 def test_what_a_config_leaves_open_is_pinned(saved: Path) -> None:
     edit_config(hash_seed=None, num_buckets=None)(saved)
     assert (load_config(saved).hash_seed, load_config(saved).num_buckets) == (None, None)
-    config = load(saved).config
+    config = load_on_cpu(saved).config
     assert (config.hash_seed, config.num_buckets) == (0, (16, 32))
-    assert torch.equal(logits(load(saved)), logits(load(saved, hash_seed=0)))
+    assert torch.equal(logits(load_on_cpu(saved)), logits(load_on_cpu(saved, hash_seed=0)))
 
 
 @pytest.mark.parametrize(("name", "value"), [("num_hashes", 0), ("hash_seed", 2**64)])
 def test_wrong_overrides_are_refused(saved: Path, name: str, value: int) -> None:
     with pytest.raises(InvalidParameterError, match=f"^{name}: "):
-        load(saved, **{name: value})
+        load_on_cpu(saved, **{name: value})
 
 
 def test_old_checkpoints(saved: Path, tmp_path: Path) -> None:
@@ -138,7 +123,7 @@ def test_old_checkpoints(saved: Path, tmp_path: Path) -> None:
     weights = load_file(saved / "model.safetensors")
     prefix = "reformer.encoder.layers.1.attention.self_attention."
     constants = {f"{prefix}{name}": torch.tensor(-1e4) for name in ("mask_value_float16", "self_mask_value_float32")}
-    expected = logits(load(saved))
+    expected = logits(load_on_cpu(saved))
     (saved / "model.safetensors").unlink()
     bias = weights["lm_head.bias"]
     torch.save(
@@ -146,17 +131,17 @@ def test_old_checkpoints(saved: Path, tmp_path: Path) -> None:
         saved / "pytorch_model.bin",
         _use_new_zipfile_serialization=False,
     )
-    assert torch.equal(logits(load(saved)), expected)
+    assert torch.equal(logits(load_on_cpu(saved)), expected)
     weights["lm_head.decoder.bias"] = weights.pop("lm_head.bias")
     save_file(weights, saved / "model.safetensors")
-    assert torch.equal(logits(load(saved)), expected)
+    assert torch.equal(logits(load_on_cpu(saved)), expected)
 
 
 def test_saving_again_replaces_and_keeps_other_files(saved: Path) -> None:
     (saved / "README.md").write_text("kept")
     other = random_model(small_config(num_hashes=3), seed=1)
     save_model(other, saved)
-    assert torch.equal(logits(load(saved)), logits(other))
+    assert torch.equal(logits(load_on_cpu(saved)), logits(other))
     assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
@@ -195,162 +180,16 @@ def test_loading_needs_memory_for_one_model_and_one_tensor(saved: Path, monkeypa
         built.append({parameter.device.type for parameter in self.parameters()})
 
     monkeypatch.setattr(ReformerModel, "__init__", spy)
-    load(saved)
+    load_on_cpu(saved)
     assert built == [{"meta"}]
-
-
-# What is wrong with a checkpoint, how it gets so, and what the message has to say.
-def edit_config(**values: Any) -> Callable[[Path], None]:
-    def edit(directory: Path) -> None:
-        config = json.loads((directory / "config.json").read_text())
-        config.update(values)
-        (directory / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
-
-    return edit
-
-
-def edit_weights(edit: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
-    def rewrite(directory: Path) -> None:
-        weights = load_file(directory / "model.safetensors")
-        edit(weights)
-        save_file(weights, directory / "model.safetensors")
-
-    return rewrite
-
-
-def write(name: str, content: bytes) -> Callable[[Path], None]:
-    return lambda directory: (directory / name).write_bytes(content) and None
-
-
-def truncate(directory: Path) -> None:
-    content = (directory / "model.safetensors").read_bytes()
-    (directory / "model.safetensors").write_bytes(content[:-100])
-
-
-def only_pickle(content: Callable[[Path], None]) -> Callable[[Path], None]:
-    def replace(directory: Path) -> None:
-        (directory / "model.safetensors").unlink()
-        content(directory / "pytorch_model.bin")
-
-    return replace
-
-
-def only_index(content: object) -> Callable[[Path], None]:
-    def replace(directory: Path) -> None:
-        (directory / "model.safetensors").unlink()
-        (directory / "model.safetensors.index.json").write_text(json.dumps(content))
-
-    return replace
-
-
-def truncated_pickle(path: Path) -> None:
-    torch.save({"weight": torch.zeros(1000)}, path)
-    path.write_bytes(path.read_bytes()[:-200])
-
-
-QUERY = "reformer.encoder.layers.0.attention.self_attention.query.weight"
-DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no config": (lambda d: (d / "config.json").unlink(), r"config\.json is missing; expected a model directory"),
-    "config no JSON": (write("config.json", b"{"), r"config\.json can't be read as JSON: "),
-    "config no UTF-8": (write("config.json", b"\xff\xfe{}"), r"config\.json can't be read as JSON: "),
-    "config no object": (write("config.json", b"[1]"), r"config\.json holds a JSON list; expected an object"),
-    "other model": (edit_config(model_type="bert"), r'config\.json: model_type is \'bert\', but must be "reformer"'),
-    "no model type": (edit_config(model_type=...), r'config\.json: model_type is None, but must be "reformer"'),
-    "encoder": (edit_config(is_decoder=...), r"config\.json: is_decoder is False, but must be true"),
-    "wrong value": (edit_config(num_hashes=0), r"config\.json: num_hashes is 0, but must be 1 or more"),
-    "wrong type": (edit_config(vocab_size="50"), r"config\.json: vocab_size is '50', but must be of type int"),
-    "no weights": (
-        lambda d: (d / "model.safetensors").unlink(),
-        r"has no weights; expected one of model\.safetensors, ",
-    ),
-    "missing weight": (
-        edit_weights(lambda w: w.__delitem__(QUERY)),
-        rf"the weights don't fit config\.json: {QUERY} is missing",
-    ),
-    "missing bias": (edit_weights(lambda w: w.__delitem__("lm_head.bias")), r"lm_head\.bias is missing"),
-    "extra weight": (
-        edit_weights(lambda w: w.update({"bert.pooler": torch.zeros(1)})),
-        r"bert\.pooler in model\.safetensors is no weight of this model",
-    ),
-    "wrong shape": (
-        edit_weights(lambda w: w.update({QUERY: torch.zeros(3, 4)})),
-        rf"{QUERY} in model\.safetensors: expected shape \[32, 32\], found \[3, 4\]$",
-    ),
-    "wrong kind": (
-        edit_weights(lambda w: w.update({QUERY: torch.zeros(32, 32, dtype=torch.int8)})),
-        rf"{QUERY} in model\.safetensors: expected floating-point numbers, found torch\.int8$",
-    ),
-    "another config's weights": (
-        edit_config(vocab_size=60),
-        r"lm_head\.decoder\.weight in .*: expected shape \[60, 64\]",
-    ),
-    "many problems": (edit_config(attn_layers=["lsh"] * 40), r"; and \d+ more$"),
-    "truncated": (truncate, r"model\.safetensors is no complete safetensors file: "),
-    "garbage": (write("model.safetensors", b"garbage" * 99), r"model\.safetensors is no complete safetensors file: "),
-    "empty": (write("model.safetensors", b""), r"model\.safetensors is no complete safetensors file: "),
-    "pickle garbage": (only_pickle(lambda p: p.write_bytes(b"x" * 99) and None), r"pytorch_model\.bin is damaged"),
-    "pickle empty": (only_pickle(lambda p: p.write_bytes(b"") and None), r"pytorch_model\.bin is damaged"),
-    "pickle truncated": (only_pickle(truncated_pickle), r"pytorch_model\.bin is damaged"),
-    "pickle of a list": (
-        only_pickle(lambda p: torch.save([1], p)),
-        r"pytorch_model\.bin holds something else than a dict",
-    ),
-    "pickle of numbers": (
-        only_pickle(lambda p: torch.save({"a": 1}, p)),
-        r"pytorch_model\.bin holds something else than",
-    ),
-    "index without map": (only_index({}), r'index\.json: expected "weight_map"'),
-    "index no object": (only_index([]), r"index\.json holds a JSON list"),
-    "shard missing": (
-        only_index({"weight_map": {QUERY: "model-00001-of-00001.safetensors"}}),
-        r"model-00001-of-00001\.safetensors is missing; model\.safetensors\.index\.json says that it holds weights",
-    ),
-    "shard elsewhere": (
-        only_index({"weight_map": {QUERY: "../x.safetensors"}}),
-        r"names '\.\./x\.safetensors'; expected a file in",
-    ),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_checkpoints_are_refused_by_the_files_name(saved: Path, damage: str) -> None:
-    do, message = DAMAGES[damage]
-    do(saved)
-    with pytest.raises(CheckpointError, match=message) as caught:
-        load(saved)
-    assert str(saved) in str(caught.value)
-
-
-class Code:
-    """Pickled, it would create a file when it is loaded."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_code_in_a_pickle_never_runs(saved: Path, tmp_path: Path, zipped: bool) -> None:
-    (saved / "model.safetensors").unlink()
-    file = saved / "pytorch_model.bin"
-    torch.save({"lm_head.bias": Code(tmp_path / "ran")}, file, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError, match="never loaded, for they could run code"):
-        load(saved)
-    assert not (tmp_path / "ran").exists()
-    file.write_bytes(pickle.dumps({"lm_head.bias": Code(tmp_path / "ran")}, protocol=2))
-    with pytest.raises(CheckpointError):
-        load(saved)
-    assert not (tmp_path / "ran").exists()
 
 
 def test_sources_that_are_no_directories(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match=r"file is no directory; expected a model directory"):
-        load(tmp_path / "file")
+        load_on_cpu(tmp_path / "file")
     with pytest.raises(CheckpointError, match="there is no such directory; expected a model directory, or a hub id"):
-        load(tmp_path / "missing")
+        load_on_cpu(tmp_path / "missing")
     with pytest.raises(CheckpointError, match="there is no such directory"):
         load_model("missing")
 
