@@ -1,4 +1,4 @@
-"""What the tests of the core share: one thread (tiny tensors gain nothing from more), a silent transformers, a checkpoint."""
+"""What the tests of the core share: one thread, for tiny tensors gain nothing from more; no logs; a checkpoint."""
 
 from pathlib import Path
 
