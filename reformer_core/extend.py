@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import torch
 
 from reformer_core.errors import TooManyTokensError
-from reformer_core.incremental import EXTEND_TOKENS, extend_slice
+from reformer_core.incremental import extend_slice
 from reformer_core.model import ReformerModel
 from reformer_core.session import Session
+from reformer_core.slicing import extend_tokens
 
 
 def extend(model: ReformerModel, session: Session, token_ids: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -24,13 +25,13 @@ def extend(model: ReformerModel, session: Session, token_ids: torch.Tensor) -> I
         raise TooManyTokensError(session.length + len(token_ids), model.config.max_tokens)
     token_ids = token_ids.long().to(model.device)
     nothing = torch.empty(0, model.config.vocab_size, device=model.device)
-    done = 0
+    slice_tokens, done = extend_tokens(model.config), 0
     while done < len(token_ids):
         if session.tail_is_full:
             for _ in session.merge_slices():
                 yield nothing
         room = session.table.tail_capacity - session.tail_tokens
-        part = token_ids[done : done + min(EXTEND_TOKENS, room)]
+        part = token_ids[done : done + min(slice_tokens, room)]
         session.reserve(len(part))
         yield extend_slice(model, session, part)
         done += len(part)

@@ -18,8 +18,6 @@ from reformer_core.session import Session
 from reformer_core.session_table import SessionRows, SessionTable
 from reformer_core.window_attention import attend
 
-EXTEND_TOKENS = 128  # tokens a slice of `extend`: enough to fill matrix products, little enough not to hold up decoding
-
 
 @torch.inference_mode()
 def decode_step(
@@ -70,7 +68,7 @@ def extend_slice(model: ReformerModel, session: Session, token_ids: torch.Tensor
     """Appends m tokens to one session, as m decode steps would.
 
     Args:
-        token_ids: int64 [m], at most EXTEND_TOKENS, their pages reserved; the tail has room for them.
+        token_ids: int64 [m], at most `extend_tokens`, their pages reserved; the tail has room for them.
 
     Returns:
         float32 [m, vocab]: logits of the token after each.

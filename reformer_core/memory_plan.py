@@ -1,18 +1,27 @@
-"""What a model takes in memory, by formula: the engine divides its memory by it, `reformer plan` prints it.
+"""What a model takes in memory, told before anything is loaded: the engine divides its memory by it.
 
-Shapes: n tokens, d width, H heads, R rounds, D head size, K buckets.
+Counted is what tensors take. What is not: the scratch memory of kernels while they run (sorting, matrix products), what
+the allocator holds but can't reuse, Python itself, and on the host the ids and scores of requests (4 to 8 bytes a
+token). A fifth of the memory there is should be left for them.
+
+Shapes: n tokens, m tokens a slice, d width, H heads, R rounds, D head size, W window, T tail capacity.
 """
 
 import bisect
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
 from reformer_core.config import ReformerConfig
+from reformer_core.document import document_pages
 from reformer_core.errors import OutOfMemoryError
-from reformer_core.pages import PageLayout
+from reformer_core.model import HEAD_BLOCK_TOKENS, ReformerModel
+from reformer_core.pages import PageLayout, PagePool
+from reformer_core.session_table import SessionTable, tail_capacity
+from reformer_core.slicing import extend_tokens, slice_tokens
 
-SHORT_SHARE = 8  # sequences of up to about an eighth of the longest length have a workspace of their own
+SHORT_SHARE = 8  # an eighth more workspace is kept for sequences that are short, so that they don't wait for long ones
 
 
 @dataclass(frozen=True)
@@ -43,101 +52,117 @@ class MemoryPlan:
         lengths = range(1, config.max_tokens + 1)
         return cls(config, dtype, bisect.bisect_right(lengths, memory_bytes, key=needed))
 
-    def fixed_bytes(self, sessions: int) -> int:
-        """All that an engine for documents up to this length takes besides pages."""
-        workspace = self.workspace_bytes + self.short_workspace_bytes
-        return self.weights_bytes + sessions * self.session_bytes + workspace
-
-    @property
-    def layout(self) -> PageLayout:
-        """Of the pages."""
-        return PageLayout(self.config, self.dtype)
-
-    @property
-    def lsh_layers(self) -> int:
-        """LSH layers of the model."""
-        return self.config.attn_layers.count("lsh")
-
     @property
     def weights_bytes(self) -> int:
-        """All parameters."""
-        c = self.config
-        inner = c.num_attention_heads * c.attention_head_size
-        feed_forward = 2 * c.hidden_size * c.feed_forward_size + c.feed_forward_size + 3 * c.hidden_size
-        lsh = 3 * inner * c.hidden_size + 2 * c.hidden_size + feed_forward
-        local = lsh + inner * c.hidden_size
-        positions = c.max_position_embeddings * c.hidden_size
-        if c.axial_pos_embds:
-            positions = sum(rows * width for rows, width in zip(c.axial_pos_shape, c.axial_pos_embds_dim, strict=True))
-        head = (2 * c.hidden_size + 1) * c.vocab_size + 4 * c.hidden_size
-        local_layers = len(c.attn_layers) - self.lsh_layers
-        embeddings = c.vocab_size * c.hidden_size + positions
-        return (embeddings + self.lsh_layers * lsh + local_layers * local + head) * self.dtype.itemsize
+        """All parameters, and the hash rotations."""
+        return _weights_bytes(self.config, self.dtype)
 
     @property
     def page_bytes(self) -> int:
-        """Pages of a document: keys, values and sorted orders of all LSH layers."""
-        pages = self.layout.token_pages(self.tokens) + self.layout.order_pages(self.tokens)
-        return self.lsh_layers * pages * self.layout.page_bytes
+        """A document's pages."""
+        layout = PageLayout(self.config, self.dtype)
+        return sum(document_pages(layout, self.tokens)) * layout.page_bytes
 
     @property
     def document_bytes(self) -> int:
-        """A document, its pages and the rest of it: offsets, last local chunks, ids."""
-        c = self.config
-        offsets = self.lsh_layers * c.num_attention_heads * c.num_hashes * (c.total_buckets + 1) * 4
-        return self.page_bytes + offsets + self._ring_bytes + 4 * c.vocab_size + 4 * self.tokens
+        """A document: its pages, and its token ids on the host; scores, if kept, are another 4 bytes a token."""
+        return self.page_bytes + 4 * self.tokens
 
     @property
     def session_bytes(self) -> int:
-        """A session's row in the session table, without the pages of its tail."""
-        c = self.config
-        per_round = self.lsh_layers * c.num_attention_heads * c.num_hashes
-        tables = (
-            8 * self.lsh_layers * (self.layout.token_pages(c.max_tokens) + 1 + self.layout.order_pages(c.max_tokens))
-        )
-        index = per_round * 4 * (c.total_buckets + 1 + 2 * tail_capacity(c))
-        return 3 * 8 + tables + index + self._ring_bytes + 5 * c.vocab_size
+        """A session's row in the session table, and what it has seen; without the pages of its tail."""
+        return _session_bytes(self.config, self.dtype) + self.config.vocab_size
+
+    @property
+    def tail_bytes(self) -> int:
+        """A session's pages for some hundred tokens."""
+        layout = PageLayout(self.config, self.dtype)
+        return self.config.attn_layers.count("lsh") * layout.page_bytes
 
     @property
     def workspace_bytes(self) -> int:
         """What reading a document takes besides its pages, while it is being read."""
-        c, n = self.config, self.tokens
-        streams = 2 * n * c.hidden_size * self.dtype.itemsize + 4 * n
-        if self.lsh_layers == 0:
-            return streams
-        bucket_bytes = 2 if c.total_buckets <= 2**15 else 4
-        heads, rounds = c.num_attention_heads, c.num_hashes
-        out = n * heads * c.attention_head_size * self.dtype.itemsize
-        hashes = heads * n * (4 + rounds * bucket_bytes)
-        # One head's orders, twice while they are put on one ring; and the sums of a combination of rounds.
-        ring = 2 * rounds * n * 8 + (2 * n * 4 if rounds > 1 else 0)
-        return streams + out + hashes + ring
+        c, n, item = self.config, self.tokens, self.dtype.itemsize
+        m = min(n, slice_tokens(c))
+        streams = 2 * n * c.hidden_size * item + 4 * n  # and the token ids
+        logits = 8 if self.dtype == torch.float32 else 8 + item  # as computed, and in float32, and log-probabilities
+        head = min(n, HEAD_BLOCK_TOKENS) * (c.vocab_size * logits + 4 * c.hidden_size * item)
+        feed_forward = m * (2 * c.feed_forward_size + c.hidden_size) * item
+        layers = [streams + 4 * n + head]  # with the scores
+        if "local" in c.attn_layers:
+            layers.append(streams + max(m * self._local_token_bytes, feed_forward))
+        if "lsh" in c.attn_layers:
+            out = n * c.num_attention_heads * c.attention_head_size * item
+            bucket = 2 if c.total_buckets <= 2**15 else 4
+            hashes = n * c.num_attention_heads * (4 + c.num_hashes * bucket)  # norms and buckets
+            orders = n * (8 * c.num_hashes + (8 if c.num_hashes > 1 else 0))  # one head's, and its running softmax
+            sorting = n * (8 + 8 + bucket)  # one round's order once more, and the sorted buckets
+            kept = streams + out + hashes
+            layers.append(kept + max(m * self._hash_token_bytes, feed_forward))
+            layers.append(kept + orders + max(m * self._lsh_token_bytes, sorting))
+        return max(layers)
 
     @property
     def short_workspace_bytes(self) -> int:
-        """What is kept for reading short sequences, so that they needn't wait for long ones."""
+        """What is kept for reading short documents at the same time."""
         return self.workspace_bytes // SHORT_SHARE
 
-    @property
-    def tail_bytes(self) -> int:
-        """Pages of a session that generates a few tokens."""
-        return self.lsh_layers * self.layout.page_bytes
+    def step_bytes(self, sessions: int) -> int:
+        """What decoding a token of so many sessions takes, or a slice of a prompt, while it runs."""
+        c, item = self.config, self.dtype.itemsize
+        row = [64 * c.vocab_size]  # sampling
+        if "local" in c.attn_layers:
+            entries = c.num_attention_heads * c.local_window
+            row.append(entries * (2 * c.attention_head_size * item + 32))  # keys and values; positions and logits
+        if "lsh" in c.attn_layers:
+            places = c.num_attention_heads * c.num_hashes * tail_capacity(c)
+            entries = c.num_attention_heads * c.num_hashes * c.lsh_window
+            row.append(37 * places)  # the tail's slots are looked up
+            row.append(8 * places + entries * (2 * c.attention_head_size * item + 31))
+        return max(sessions, extend_tokens(c)) * max(row)
+
+    def fixed_bytes(self, sessions: int) -> int:
+        """All that an engine for documents up to this length takes besides pages."""
+        workspace = self.workspace_bytes + self.short_workspace_bytes + self.step_bytes(sessions)
+        return self.weights_bytes + sessions * self.session_bytes + workspace
 
     @property
     def total_bytes(self) -> int:
         """Serving one such document: weights, the document, reading it, and one session."""
-        return self.weights_bytes + self.document_bytes + self.workspace_bytes + self.session_bytes
+        serving = self.session_bytes + self.step_bytes(sessions=1)
+        return self.weights_bytes + self.document_bytes + self.workspace_bytes + serving
+
+    # What a token of a slice takes at most while it is worked on, in parts of a layer.
 
     @property
-    def _ring_bytes(self) -> int:
-        c = self.config
-        local_layers = len(c.attn_layers) - self.lsh_layers
-        return 2 * local_layers * c.num_attention_heads * c.local_window * c.attention_head_size * self.dtype.itemsize
+    def _hash_token_bytes(self) -> int:
+        """Projected, rotated, and the rotated vectors beside their negatives."""
+        c, item = self.config, self.dtype.itemsize
+        rotated = sum(c.bucket_factors) // 2 + 3 * max(c.bucket_factors) // 2
+        heads, size = c.num_attention_heads, c.attention_head_size
+        return heads * (c.num_hashes * (rotated * item + 8) + 2 * size * item)
+
+    @property
+    def _lsh_token_bytes(self) -> int:
+        """One head's mask; keys, values and queries as gathered, and outputs."""
+        c, item = self.config, self.dtype.itemsize
+        return c.lsh_window * (item + 1) + 6 * c.attention_head_size * item + 64
+
+    @property
+    def _local_token_bytes(self) -> int:
+        """All heads' masks; queries, keys and values as projected and as padded."""
+        c, item = self.config, self.dtype.itemsize
+        return c.num_attention_heads * (c.local_window * (item + 1) + 6 * c.attention_head_size * item) + 24
 
 
-def tail_capacity(config: ReformerConfig) -> int:
-    """Places in a session's sorted tail, a head and round: as many as the model has positions, but no more than 1024.
+@lru_cache
+def _weights_bytes(config: ReformerConfig, dtype: torch.dtype) -> int:
+    with torch.device("meta"):
+        model = ReformerModel(config).to(dtype)
+    return sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
 
-    Inserting a token moves that many entries at most; a full tail is merged, which costs a pass over the whole order.
-    """
-    return min(1024, config.max_tokens)
+
+@lru_cache
+def _session_bytes(config: ReformerConfig, dtype: torch.dtype) -> int:
+    layout = PageLayout(config, dtype)
+    return SessionTable(config, PagePool(layout, layout.page_bytes, torch.device("meta")), sessions=1).nbytes

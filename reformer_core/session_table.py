@@ -9,7 +9,6 @@ import torch
 from reformer_core.bucket_index import EMPTY, Base, Tail
 from reformer_core.config import ReformerConfig
 from reformer_core.errors import OutOfMemoryError
-from reformer_core.memory_plan import tail_capacity
 from reformer_core.pages import PagePool
 
 
@@ -109,3 +108,11 @@ class SessionRows:
         place = positions + torch.where(positions >= self._document_tokens, unfilled, 0)
         page = pages.take(self._rows.view(-1, 1, 1) * pages.shape[-1] + place // layout.tokens)
         return layout.key_row(page, self._head, place % layout.tokens)
+
+
+def tail_capacity(config: ReformerConfig) -> int:
+    """Places in a session's sorted tail, a head and round: as many as the model has positions, but no more than 1024.
+
+    Inserting a token moves that many entries at most; a full tail is merged, which costs a pass over the whole order.
+    """
+    return min(1024, config.max_tokens)

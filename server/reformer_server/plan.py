@@ -72,6 +72,7 @@ def facts(memory_plan: MemoryPlan) -> dict[str, int | str]:
         "document_bytes": memory_plan.document_bytes,
         "workspace_bytes": memory_plan.workspace_bytes,
         "session_bytes": memory_plan.session_bytes,
+        "step_bytes": memory_plan.step_bytes(sessions=1),
         "total_bytes": memory_plan.total_bytes,
     }
 
@@ -85,9 +86,9 @@ def table(memory_plan: MemoryPlan) -> Table:
     rows.add_row("weights", format_size(memory_plan.weights_bytes), "once")
     rows.add_row("document", format_size(memory_plan.document_bytes), "each document, shared by its sessions")
     rows.add_row("workspace", format_size(memory_plan.workspace_bytes), "while a document is read")
-    rows.add_row(
-        "session", format_size(memory_plan.session_bytes), "each generation, besides its own tokens", end_section=True
-    )
+    rows.add_row("session", format_size(memory_plan.session_bytes), "each generation, besides its own tokens")
+    step = format_size(memory_plan.step_bytes(sessions=1))
+    rows.add_row("step", step, "while tokens are generated, or a prompt is read", end_section=True)
     rows.add_row("total", format_size(memory_plan.total_bytes), "one document, one session")
     return rows
 

@@ -21,8 +21,7 @@ TEXT = bytes(range(32, 127)) * 40  # 3,800 tokens
 def make_engine(model: ServedModel, *, documents: float = 4, max_waiting: int = 8) -> Engine:
     """An engine with room for so many documents of all positions."""
     memory_plan = MemoryPlan(model.model.config, model.model.dtype, model.max_tokens)
-    memory_bytes = memory_plan.weights_bytes + MAX_RUNNING * memory_plan.session_bytes + memory_plan.workspace_bytes
-    memory_bytes += max(memory_plan.workspace_bytes, int(documents * memory_plan.page_bytes))
+    memory_bytes = memory_plan.fixed_bytes(MAX_RUNNING) + int(documents * memory_plan.page_bytes)
     return Engine(
         model.model, model.tokenizer, memory_bytes=memory_bytes, max_running=MAX_RUNNING, max_waiting=max_waiting
     )
