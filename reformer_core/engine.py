@@ -100,13 +100,12 @@ class Engine:
             OutOfMemoryError: documents, there or to come, leave no room for it.
             QueueFullError: too many requests wait.
         """
-        self._check_sequence(token_ids)
+        token_ids = self._checked(token_ids)
         return self._scheduler.submit(PrefillRequest(self._resources, token_ids, keep_scores, sink, deadline))
 
     def submit_score(self, token_ids: torch.Tensor, sink: Sink, *, deadline: float | None = None) -> Request:
         """Scores a text, int [n], and retains nothing: Started, Progress …, Scores …, Finished. Raises as above."""
-        self._check_sequence(token_ids)
-        return self._scheduler.submit(ScoreRequest(self._resources, token_ids, sink, deadline))
+        return self._scheduler.submit(ScoreRequest(self._resources, self._checked(token_ids), sink, deadline))
 
     def submit_generate(
         self,
@@ -122,10 +121,7 @@ class Engine:
         After a document the prompt may be empty; without one, it may not. The pages for `params.max_tokens` are held
         from the beginning.
         """
-        if document is None:
-            self._check_sequence(prompt_ids)
-        else:
-            self._check_continuation(document, prompt_ids, may_be_empty=True)
+        prompt_ids = self._checked(prompt_ids, document, may_be_empty=document is not None)
         vocab_size = self.model.config.vocab_size
         if any(id >= vocab_size for id in params.stop_ids):
             raise InvalidParameterError("stop_ids", f"must be below {vocab_size}, the size of the vocabulary")
@@ -147,8 +143,7 @@ class Engine:
         """
         if not continuations:
             raise InvalidTokensError("there are no continuations; at least one is needed")
-        for continuation in continuations:
-            self._check_continuation(document, continuation)
+        continuations = [self._checked(token_ids, document) for token_ids in continuations]
         return self._scheduler.submit(ContinuationsRequest(self._resources, document, continuations, sink, deadline))
 
     def cancel(self, request: Request) -> None:
@@ -226,7 +221,13 @@ class Engine:
             yield from (event for event in events if isinstance(event, Token))
 
     def open(self, document: Document) -> OpenSession:
-        """A session to be extended directly. Raises OutOfMemoryError if all sessions are taken."""
+        """A session to be extended directly.
+
+        Raises:
+            InvalidTokensError: the document is closed.
+            OutOfMemoryError: all sessions are taken.
+        """
+        _check_open(document)
         if self._admission.free(request.needs for request in self._scheduler.running).requests <= 0:
             raise OutOfMemoryError(self.table.nbytes // self.max_running, 0)
         session = Session(self.table, document)
@@ -240,16 +241,22 @@ class Engine:
 
     # -- checks
 
-    def _check_sequence(self, token_ids: torch.Tensor) -> None:
+    def _checked(
+        self, token_ids: torch.Tensor, document: Document | None = None, *, may_be_empty: bool = False
+    ) -> torch.Tensor:
+        """A copy of token ids that the model can read, after the document's: it stays as it is now."""
+        if document is not None:
+            _check_open(document)
         if token_ids.dim() != 1:
             raise InvalidTokensError(f"token ids must have one dimension, but have {token_ids.dim()}")
-        self.model.check_token_ids(token_ids)
-
-    def _check_continuation(self, document: Document, token_ids: torch.Tensor, *, may_be_empty: bool = False) -> None:
-        if document.closed:
-            raise InvalidTokensError("the document is closed")
         if len(token_ids) or not may_be_empty:
-            self._check_sequence(token_ids)
-        total = document.tokens + len(token_ids)
+            self.model.check_token_ids(token_ids)
+        total = len(token_ids) + (0 if document is None else document.tokens)
         if total > self.model.config.max_tokens:
             raise TooManyTokensError(total, self.model.config.max_tokens)
+        return token_ids.to("cpu", torch.int32, copy=True)
+
+
+def _check_open(document: Document) -> None:
+    if document.closed:
+        raise InvalidTokensError("the document is closed")

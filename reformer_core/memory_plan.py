@@ -53,6 +53,11 @@ class MemoryPlan:
         return cls(config, dtype, bisect.bisect_right(lengths, memory_bytes, key=needed))
 
     @property
+    def layout(self) -> PageLayout:
+        """Of the pages."""
+        return PageLayout(self.config, self.dtype)
+
+    @property
     def weights_bytes(self) -> int:
         """All parameters, and the hash rotations."""
         return _weights_bytes(self.config, self.dtype)
@@ -60,8 +65,7 @@ class MemoryPlan:
     @property
     def page_bytes(self) -> int:
         """A document's pages."""
-        layout = PageLayout(self.config, self.dtype)
-        return sum(document_pages(layout, self.tokens)) * layout.page_bytes
+        return sum(document_pages(self.layout, self.tokens)) * self.layout.page_bytes
 
     @property
     def document_bytes(self) -> int:
@@ -76,8 +80,7 @@ class MemoryPlan:
     @property
     def tail_bytes(self) -> int:
         """A session's pages for some hundred tokens."""
-        layout = PageLayout(self.config, self.dtype)
-        return self.config.attn_layers.count("lsh") * layout.page_bytes
+        return self.config.attn_layers.count("lsh") * self.layout.page_bytes
 
     @property
     def workspace_bytes(self) -> int:
