@@ -43,7 +43,9 @@ def save_model(model: ReformerModel, directory: str | Path, tokenizer: SavesItse
         if tokenizer is not None:
             tokenizer.save(partial)
         (partial / CONFIG_FILE).write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
+        readable = (partial / CONFIG_FILE).stat().st_mode  # safetensors lets nobody else read what it writes
         for path in sorted(partial.iterdir(), key=lambda path: path.name == CONFIG_FILE):
+            path.chmod(readable)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             path.replace(target / path.name)

@@ -137,6 +137,12 @@ def test_old_checkpoints(saved: Path, tmp_path: Path) -> None:
     assert torch.equal(logits(load_on_cpu(saved)), expected)
 
 
+def test_all_files_are_as_readable_as_the_users_own(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "own").touch()
+    modes = {path.stat().st_mode for path in saved.iterdir()}
+    assert modes == {(tmp_path / "own").stat().st_mode}
+
+
 def test_saving_again_replaces_and_keeps_other_files(saved: Path) -> None:
     (saved / "README.md").write_text("kept")
     other = random_model(small_config(num_hashes=3), seed=1)
