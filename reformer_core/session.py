@@ -1,6 +1,7 @@
 """A session: a document, shared, and a tail of its own, in pages of its own and in one row of the session table."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 
 import torch
 
@@ -25,27 +26,28 @@ class Session:
         """Opens a session on a document.
 
         Args:
-            held_pages: pages, the session's from now on, that it takes from before it asks the pool.
+            held_pages: pages, the session's once it is open, that it takes from before it asks the pool.
 
         Raises:
             OutOfMemoryError: the table is full; nothing is taken.
             ValueError: the document is freed.
         """
         self.table, self.document = table, document
-        document.acquire()
-        try:
-            self.row = table.take_row()
-        except OutOfMemoryError:
-            document.release()
-            raise
         lsh_layers = len(document.token_pages)
         self._token_pages: list[list[int]] = [[] for _ in range(lsh_layers)]  # of the tail
         self._order_pages: list[list[int]] = [[] for _ in range(lsh_layers)]  # of the private base, after a merge
         self._held_pages = list(held_pages)
         self._closed = False
-        table.document_tokens[self.row] = document.tokens
-        table.token_pages[:, self.row, : document.token_pages.shape[1]] = document.token_pages.to(table.length.device)
-        self.rewind()
+        with ExitStack() as undo:
+            document.acquire()
+            undo.callback(document.release)
+            self.row = table.take_row()
+            undo.callback(table.give_row, self.row)
+            table.document_tokens[self.row] = document.tokens
+            token_pages = document.token_pages.to(table.length.device)
+            table.token_pages[:, self.row, : token_pages.shape[1]] = token_pages
+            self.rewind()
+            undo.pop_all()
 
     def rewind(self) -> None:
         """Forgets all that was appended; pages stay with the session."""

@@ -16,7 +16,57 @@ from reformer_core.session import Session, tail_pages_needed
 from reformer_core.stopping import OutputText
 
 
-class GenerateRequest(Request):
+class SessionRequest(Request):
+    """Opens a session on a document, with all pages that its tail can come to need."""
+
+    def __init__(
+        self,
+        resources: Resources,
+        needs: Needs,
+        document: Document | None,
+        tail_pages: int,
+        tokens: int,
+        sink: Sink,
+        deadline: float | None,
+    ) -> None:
+        """Args:
+        needs: besides the tail's pages.
+        document: None: it will be there when the session is opened.
+        """
+        super().__init__(resources, replace(needs, pages=needs.pages + tail_pages), tokens, sink, deadline)
+        self._document = document
+        self._session: Session | None = None
+        self._tail_pages_needed = tail_pages
+        self._tail_pages: list[int] = []  # until the session has them
+        if document is not None:
+            document.acquire()  # it may be closed while this waits
+
+    @property
+    def session(self) -> Session:
+        """Where tokens are appended; there as soon as it is open."""
+        assert self._session is not None
+        return self._session
+
+    def free(self) -> None:
+        if self._session is not None:
+            self._session.close()
+        self.resources.pool.release(self._tail_pages)
+        self._tail_pages = []
+        if self._document is not None:
+            self._document.release()
+            self._document = None
+
+    def _take_pages(self) -> None:
+        self._tail_pages = self.resources.pool.allocate(self._tail_pages_needed)
+
+    def _open(self) -> Session:
+        assert self._document is not None
+        self._session = Session(self.resources.table, self._document, self._tail_pages)
+        self._tail_pages = []
+        return self._session
+
+
+class GenerateRequest(SessionRequest):
     """Continues a document, a prompt, or a document followed by a prompt. When its work is done, it can be decoded."""
 
     def __init__(
@@ -29,33 +79,21 @@ class GenerateRequest(Request):
         sink: Sink,
         deadline: float | None,
     ) -> None:
-        before = len(prompt_ids) if document is None else document.tokens
+        read = len(prompt_ids) if document is None else document.tokens
         appended = params.max_tokens + (0 if document is None else len(prompt_ids))
-        appended = min(appended, resources.model.config.max_tokens - before)
-        needs = Needs(0) if document is not None else resources.prefill_needs(before, keep_document=True)
-        self._tail_pages_needed = tail_pages_needed(resources.table, before, appended)
-        needs = replace(needs, pages=needs.pages + self._tail_pages_needed)
-        super().__init__(resources, needs, len(prompt_ids), sink, deadline)
+        appended = min(appended, resources.model.config.max_tokens - read)
+        tail_pages = tail_pages_needed(resources.table, read, appended)
+        needs = Needs(0) if document is not None else resources.prefill_needs(read, keep_document=True)
+        super().__init__(resources, needs, document, tail_pages, len(prompt_ids), sink, deadline)
         self.params, self.output, self.prompt_ids = params, output, prompt_ids
         self.generated = 0
         self.last_id = -1
-        self._session: Session | None = None
         self._prefill: Prefill | None = None
-        self._tail_pages: list[int] = []  # until the session has them
-        self._document = document
-        if document is not None:
-            document.acquire()  # it may be closed while this waits
-
-    @property
-    def session(self) -> Session:
-        """Where tokens are appended; there as soon as the prompt is read."""
-        assert self._session is not None
-        return self._session
 
     def begin(self) -> Iterator[bool]:
-        self._tail_pages = self.resources.pool.allocate(self._tail_pages_needed)
+        self._take_pages()
         if self._document is not None:
-            return self._read_after(self._document)
+            return self._read_after_document()
         self._prefill = self.resources.prefill(self.prompt_ids, keep_document=True, keep_scores=False)
         return self._read_alone(self._prefill)
 
@@ -76,26 +114,18 @@ class GenerateRequest(Request):
             yield True
 
     def free(self) -> None:
-        if self._session is not None:
-            self._session.close()
         if self._prefill is not None:
             self._prefill.close()
-        if self._document is not None:
-            self._document.release()
-            self._document = None
-        self.resources.pool.release(self._tail_pages)
-        self._tail_pages = []
+        super().free()
 
     def _read_alone(self, prefill: Prefill) -> Iterator[bool]:
         """The prompt is all there is: it is read as a document that nobody else sees."""
         yield from self.read(prefill)
-        assert prefill.document is not None
         self._document = prefill.document
-        self._open(self._document)
+        self._open()
 
-    def _read_after(self, document: Document) -> Iterator[bool]:
-        session = self._open(document)
-        done = 0
+    def _read_after_document(self) -> Iterator[bool]:
+        session, done = self._open(), 0
         for logits in extend(self.resources.model, session, self.prompt_ids):
             done += len(logits)
             self.tell_progress(done / self.tokens)
@@ -103,14 +133,9 @@ class GenerateRequest(Request):
         if self.has_to_merge:
             yield from self.merge_tail()
 
-    def _open(self, document: Document) -> Session:
-        self._session = Session(self.resources.table, document, self._tail_pages)
-        self._tail_pages = []
-        return self._session
 
-
-class ContinuationsRequest(Request):
-    """Scores continuations of a document, one after the other, in one session."""
+class ContinuationsRequest(SessionRequest):
+    """Scores continuations of a document, one after the other."""
 
     def __init__(
         self,
@@ -120,29 +145,17 @@ class ContinuationsRequest(Request):
         sink: Sink,
         deadline: float | None,
     ) -> None:
-        longest = max(len(token_ids) for token_ids in continuations)
-        needs = Needs(tail_pages_needed(resources.table, document.tokens, longest))
-        super().__init__(resources, needs, sum(len(token_ids) for token_ids in continuations), sink, deadline)
+        lengths = [len(token_ids) for token_ids in continuations]
+        tail_pages = tail_pages_needed(resources.table, document.tokens, max(lengths))
+        super().__init__(resources, Needs(0), document, tail_pages, sum(lengths), sink, deadline)
         self._continuations = continuations
-        self._session: Session | None = None
-        self._document: Document | None = document
-        document.acquire()  # it may be closed while this waits
 
     def begin(self) -> Iterator[bool]:
-        assert self._document is not None
-        pages = self.resources.pool.allocate(self.needs.pages)
-        self._session = Session(self.resources.table, self._document, pages)
-        return self._work(self._session)
+        self._take_pages()
+        return self._work()
 
-    def free(self) -> None:
-        if self._session is not None:
-            self._session.close()
-        if self._document is not None:
-            self._document.release()
-            self._document = None
-
-    def _work(self, session: Session) -> Iterator[bool]:
-        model, done = self.resources.model, 0
+    def _work(self) -> Iterator[bool]:
+        model, session, done = self.resources.model, self._open(), 0
         for index, token_ids in enumerate(self._continuations):
             session.rewind()
             targets = token_ids.long().to(model.device).unsqueeze(-1)
