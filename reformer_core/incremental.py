@@ -9,6 +9,7 @@ Shapes: B rows, H heads, R rounds, D head size, W positions a local layer sees, 
 from collections.abc import Callable
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from reformer_core.bucket_index import ABSENT, Tail, Windows
 from reformer_core.local_attention import LocalAttention
@@ -16,7 +17,7 @@ from reformer_core.lsh_attention import LSHAttention, normalised_keys
 from reformer_core.model import ReformerModel
 from reformer_core.session import Session
 from reformer_core.session_table import SessionRows, SessionTable
-from reformer_core.window_attention import attend
+from reformer_core.window_attention import FUTURE, SELF
 
 
 @torch.inference_mode()
@@ -39,6 +40,7 @@ def decode_step(
     heads, window = table.local_keys.shape[-3:-1]
     held = positions.unsqueeze(1) - (positions.unsqueeze(1) - torch.arange(window, device=rows.device)) % window
     seen_locally = _within_local_window(model, held, positions).unsqueeze(1)  # [B, 1, W]
+    local_mask = _mask(seen_locally, positions.view(-1, 1, 1), model.dtype, shared_qk=False)
     local_heads = rows.unsqueeze(1) * heads + torch.arange(heads, device=rows.device)  # [B, H]
     local_rows = (local_heads * window + (positions % window).unsqueeze(1)).flatten()
 
@@ -56,7 +58,7 @@ def decode_step(
         for ring, new in ((keys, key), (values, value)):
             ring.view(-1, ring.shape[-1]).index_copy_(0, local_rows, new.reshape(-1, ring.shape[-1]))
         keys, values = keys.index_select(0, rows), values.index_select(0, rows)
-        out, _ = attend(query, keys, values, positions.view(-1, 1, 1), seen_locally, shared_qk=False)
+        out = scaled_dot_product_attention(query, keys, values, attn_mask=local_mask, scale=1.0)
         return attention.output(out.flatten(1))  # type: ignore[no-any-return]
 
     table.next_logits.index_copy_(0, rows, _run_layers(model, token_ids, positions, lsh, local))
@@ -103,8 +105,9 @@ def extend_slice(model: ReformerModel, session: Session, token_ids: torch.Tensor
         values = torch.cat([table.local_values[layer, session.row], value], dim=-2)
         found = torch.where(held[source] == wanted, wanted, ABSENT)
         seen = _within_local_window(model, found, positions)
-        out, _ = attend(
-            query.unsqueeze(-2), keys[:, source], values[:, source], positions.unsqueeze(1), seen, shared_qk=False
+        mask = _mask(seen, positions.unsqueeze(1), model.dtype, shared_qk=False)
+        out = scaled_dot_product_attention(
+            query.unsqueeze(-2), keys[:, source], values[:, source], attn_mask=mask, scale=1.0
         )  # [H, m, 1, D]
         newest_positions = positions[-window:]
         table.local_keys[layer, session.row, :, newest_positions % window] = key[:, -window:]
@@ -180,8 +183,19 @@ def _attend_window(
     shape = (*where.shape, query_key.shape[-1])
     keys = pool.rows.index_select(0, where.flatten()).view(shape)
     values = pool.rows.index_select(0, where.flatten() + pool.layout.value_distance).view(shape)
-    out, _ = attend(query_key, keys, values, newest, seen, shared_qk=True)
-    return out.flatten(1)
+    mask = _mask(seen, newest, query_key.dtype, shared_qk=True)
+    return scaled_dot_product_attention(query_key, keys, values, attn_mask=mask, scale=1.0).flatten(1)
+
+
+def _mask(seen: torch.Tensor, newest: torch.Tensor, dtype: torch.dtype, *, shared_qk: bool) -> torch.Tensor:
+    """What is added to the logits of queries at `newest`, for keys at positions `seen`: [..., w] -> [..., 1, w].
+
+    Adding is as good as replacing, which a full pass does, for the newest token hardly ever has only its own key. Where
+    it has, which takes several rounds and no chunk before, a full pass is coarser (`CombinedRounds.finish`), by 0.4 %.
+    """
+    own = max(SELF, torch.finfo(dtype).min / 2) if shared_qk else 0.0
+    mask = torch.where(seen < newest, 0.0, torch.where(seen == newest, own, max(FUTURE, torch.finfo(dtype).min)))
+    return mask.to(dtype).unsqueeze(-2)
 
 
 def _within_local_window(model: ReformerModel, held: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
