@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from reformer_client import Client, Document, ReformerError
 
 NOVEL = Path(__file__).with_name("emma.txt")
-PROMPT = "\n\n\nCHAPTER XX\n\n\nEmma"
+PROMPT = "\n\n\nCHAPTER XX\n\n\nMr. Knightley"
 SERIES = (
     "reformer_prefill_tokens_total",
     "reformer_time_to_first_token_seconds_sum",
@@ -48,7 +48,7 @@ def run(novel: Path, model: Path | None) -> None:
 
         say("Scored", f"{bits_per_byte(document):.3f} bits per byte; xz -9 needs {bits_per_byte_of_xz(novel):.3f}")
 
-        say("Continued", "by the model, from the buckets it has kept:\n")
+        say("Continued", "by a small model: expect period English, but no sense\n")
         first_seconds = read_seconds + continuation(document, max_tokens=100)
 
         second = time.perf_counter()
@@ -117,7 +117,7 @@ def continuation(document: Document, max_tokens: int) -> float:
     """Streams a continuation to the terminal; returns the seconds until its first token."""
     start, first_token = time.perf_counter(), math.nan
     console.out(PROMPT.strip(), style="dim", end="", highlight=False)
-    for token in document.generate(PROMPT, max_tokens=max_tokens, temperature=0.7, seed=1):
+    for token in document.generate(PROMPT, max_tokens=max_tokens, temperature=0.7, min_p=0.1, seed=8):
         if math.isnan(first_token):
             first_token = time.perf_counter()
         console.out(token.text, style="green", end="", highlight=False)
