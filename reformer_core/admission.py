@@ -3,8 +3,8 @@
 A request begins only when there is room for all that it will ever need: later, nothing can be missing.
 """
 
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from reformer_core.document import Document
 from reformer_core.errors import OutOfMemoryError
@@ -28,36 +28,19 @@ class Needs:
         return replace(self, workspace_bytes=0)
 
 
-@dataclass(frozen=True)
-class Room:
-    """Amounts of everything that requests share."""
-
-    requests: int
-    pages: int
-    workspace_bytes: int
-    short_workspace_bytes: int
-
-    def __sub__(self, other: "Room") -> "Room":
-        return Room(*(mine - its for mine, its in zip(astuple(self), astuple(other), strict=True)))
-
-    def holds(self, other: "Room") -> bool:
-        """Whether there is enough of everything that the other takes any of."""
-        return all(its == 0 or its <= mine for mine, its in zip(astuple(self), astuple(other), strict=True))
+Room = tuple[int, ...]
+"""Amounts of everything that requests share: requests, pages, and bytes of each workspace."""
 
 
 class Admission:
-    """Counts what is held, and knows what stays held when all requests are over: documents and open sessions.
+    """Counts what is held, and knows what stays held when all requests are over: documents and open sessions."""
 
-    Sequences that are short enough are read in a workspace of their own, so that they needn't wait for a long one.
-    """
-
-    def __init__(self, pool: PagePool, max_running: int, workspace_bytes: int, short_workspace_bytes: int) -> None:
+    def __init__(self, pool: PagePool, max_running: int, workspaces: Sequence[int]) -> None:
         """Args:
         max_running: requests and open sessions at a time.
-        workspace_bytes: for the sequences that take more than `short_workspace_bytes`.
+        workspaces: bytes, descending. What is read takes its bytes from the smallest one that is large enough.
         """
-        self._pool = pool
-        self._all = Room(max_running, pool.total_pages, workspace_bytes, short_workspace_bytes)
+        self._pool, self._max_running, self._workspaces = pool, max_running, tuple(workspaces)
         self._documents: set[Document] = set()
         self.open_sessions: set[Session] = set()
 
@@ -73,17 +56,16 @@ class Admission:
 
     def free(self, running: Iterable[Needs]) -> Room:
         """What is free now."""
-        free = replace(self._all, requests=self._all.requests - len(self.open_sessions), pages=self._pool.free_pages)
+        free = (self._max_running - len(self.open_sessions), self._pool.total_pages, *self._workspaces)
         for needs in running:
-            free -= replace(self.room_for(needs), pages=0)  # the pool counts pages itself
-        return free
+            free = minus(free, self.room_for(needs))
+        return (free[0], self._pool.free_pages, *free[2:])  # the pool counts pages itself
 
     def room_for(self, needs: Needs) -> Room:
         """What a request takes."""
-        workspace = needs.workspace_bytes
-        if workspace <= self._all.short_workspace_bytes:
-            return Room(1, needs.pages, 0, workspace)
-        return Room(1, needs.pages, workspace, 0)
+        workspace = max(number for number, size in enumerate(self._workspaces) if needs.workspace_bytes <= size)
+        bytes_of_each = [needs.workspace_bytes if number == workspace else 0 for number in range(len(self._workspaces))]
+        return (1, needs.pages, *bytes_of_each)
 
     def check(self, needs: Needs, unfinished: Iterable[Needs]) -> None:
         """Checks that a request can begin once all that were submitted before it are over.
@@ -91,13 +73,22 @@ class Admission:
         Raises:
             OutOfMemoryError: documents, there or to come, leave no room for it.
         """
-        if needs.workspace_bytes > self._all.workspace_bytes:
-            raise OutOfMemoryError(needs.workspace_bytes, self._all.workspace_bytes, fits_when_idle=False)
+        if needs.workspace_bytes > self._workspaces[0]:
+            raise OutOfMemoryError(needs.workspace_bytes, self._workspaces[0], fits_when_idle=False)
         documents = self.documents | {session.document for session in self.open_sessions}
         kept = sum(document.page_count for document in documents)
         kept += sum(len(session.pages) for session in self.open_sessions)
         kept += sum(other.pages for other in unfinished if other.leaves_document)
-        if needs.pages > self._all.pages - kept:
-            size = self._pool.layout.page_bytes
-            free = (self._all.pages - kept) * size
-            raise OutOfMemoryError(needs.pages * size, free, fits_when_idle=needs.pages <= self._all.pages)
+        total, size = self._pool.total_pages, self._pool.layout.page_bytes
+        if needs.pages > total - kept:
+            raise OutOfMemoryError(needs.pages * size, (total - kept) * size, fits_when_idle=needs.pages <= total)
+
+
+def minus(free: Room, taken: Room) -> Room:
+    """What is left; negative where more is wanted than there is."""
+    return tuple(mine - its for mine, its in zip(free, taken, strict=True))
+
+
+def holds(free: Room, taken: Room) -> bool:
+    """Whether there is enough of everything that is taken."""
+    return all(its == 0 or its <= mine for mine, its in zip(free, taken, strict=True))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from reformer_core.admission import Admission
+from reformer_core.admission import Admission, Needs, holds
 from reformer_core.blocking import Collected, OpenSession
 from reformer_core.document import Document
 from reformer_core.errors import (
@@ -80,7 +80,7 @@ class Engine:
         self.pool = PagePool(PageLayout(model.config, model.dtype), page_bytes, model.device)
         self.table = SessionTable(model.config, self.pool, max_running)
         self._weights_bytes = plan.weights_bytes
-        self._admission = Admission(self.pool, max_running, plan.workspace_bytes, plan.short_workspace_bytes)
+        self._admission = Admission(self.pool, max_running, plan.workspaces)
         self._resources = Resources(model, self.pool, self.table)
         self._scheduler = Scheduler(self._resources, self._admission, max_waiting)
 
@@ -228,7 +228,8 @@ class Engine:
             OutOfMemoryError: all sessions are taken.
         """
         _check_open(document)
-        if self._admission.free(request.needs for request in self._scheduler.running).requests <= 0:
+        free = self._admission.free(request.needs for request in self._scheduler.running)
+        if not holds(free, self._admission.room_for(Needs(pages=0))):
             raise OutOfMemoryError(self.table.nbytes // self.max_running, 0)
         session = Session(self.table, document)
         self._admission.open_sessions.add(session)

@@ -21,7 +21,8 @@ from reformer_core.pages import PageLayout, PagePool
 from reformer_core.session_table import SessionTable, tail_capacity
 from reformer_core.slicing import extend_tokens, slice_tokens
 
-SHORT_SHARE = 8  # an eighth more workspace is kept for sequences that are short, so that they don't wait for long ones
+# So many workspaces, each a quarter of the one before: a document waits only for those less than four times as long.
+WORKSPACES, WORKSPACE_RATIO = 4, 4
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,9 @@ class MemoryPlan:
         return max(layers)
 
     @property
-    def short_workspace_bytes(self) -> int:
-        """What is kept for reading short documents at the same time."""
-        return self.workspace_bytes // SHORT_SHARE
+    def workspaces(self) -> tuple[int, ...]:
+        """What an engine keeps for reading: for a document of this length, and for shorter ones at the same time."""
+        return tuple(self.workspace_bytes // WORKSPACE_RATIO**number for number in range(WORKSPACES))
 
     def step_bytes(self, sessions: int) -> int:
         """What decoding a token of so many sessions takes, or a slice of a prompt, while it runs."""
@@ -126,8 +127,8 @@ class MemoryPlan:
 
     def fixed_bytes(self, sessions: int) -> int:
         """All that an engine for documents up to this length takes besides pages."""
-        workspace = self.workspace_bytes + self.short_workspace_bytes + self.step_bytes(sessions)
-        return self.weights_bytes + sessions * self.session_bytes + workspace
+        while_running = sum(self.workspaces) + self.step_bytes(sessions)
+        return self.weights_bytes + sessions * self.session_bytes + while_running
 
     @property
     def total_bytes(self) -> int:

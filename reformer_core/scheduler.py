@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from reformer_core.admission import Admission
+from reformer_core.admission import Admission, holds, minus
 from reformer_core.decoding import Choice, Decoding
 from reformer_core.errors import DeadlineExceededError, OutOfMemoryError, QueueFullError
 from reformer_core.events import Failed, Finished, FinishReason, Started, Token
@@ -103,17 +103,17 @@ class Scheduler:
         admitted = False
         free = self._admission.free(request.needs for request in self.running)
         for request in list(self.waiting):
-            if free.requests <= 0:
+            taken = self._admission.room_for(request.needs)
+            if free[0] <= 0:  # as many run as may: no need to look at the others
                 break
-            needed = self._admission.room_for(request.needs)
-            if free.holds(needed) and request.phase == "waiting":
+            if holds(free, taken) and request.phase == "waiting":
                 admitted = True
                 self.waiting.remove(request)
                 with self._ended_by_error(request):
                     request.work = request.begin()
                     self.reading.append(request)
                     request.sink.emit(Started(request.note_start()))
-            free -= needed
+            free = minus(free, taken)
         return admitted
 
     def _decode(self) -> bool:

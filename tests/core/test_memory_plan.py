@@ -9,7 +9,6 @@ import torch
 from reformer_core import MemoryPlan, ReformerConfig, ReformerModel, SamplingParams
 from reformer_core.errors import OutOfMemoryError
 from reformer_core.incremental import decode_step, extend_slice
-from reformer_core.memory_plan import SHORT_SHARE
 from reformer_core.pages import PageLayout, PagePool
 from reformer_core.prefill import Prefill
 from reformer_core.sampling import BatchSampling, sample
@@ -156,7 +155,7 @@ def test_longer_documents_take_more() -> None:
     for of in ("page_bytes", "document_bytes", "workspace_bytes", "total_bytes"):
         sizes = [getattr(plan, of) for plan in plans]
         assert sizes == sorted(sizes), of
-    assert plans[-1].short_workspace_bytes == plans[-1].workspace_bytes // SHORT_SHARE
+    assert plans[-1].workspaces == tuple(plans[-1].workspace_bytes // ratio for ratio in (1, 4, 16, 64))
 
 
 def test_rounds_and_dtype_count() -> None:
