@@ -107,6 +107,8 @@ async def test_routing_metadata_that_contradicts(running: Running) -> None:
         (pb.ListDocumentsRequest(page_size=1001), "page_size"),
         (pb.ListDocumentsRequest(page_token="nonsense"), "page_token"),
         (pb.ListDocumentsRequest(page_token="bnVsbA=="), "page_token"),
+        (pb.ListDocumentsRequest(page_token="W1tb" * 10_000), "page_token"),
+        (pb.ListDocumentsRequest(page_token="é"), "page_token"),
         (pb.GetDocumentRequest(), "document_id"),
         (pb.DeleteDocumentRequest(document_id="a b"), "document_id"),
         (pb.RenewDocumentRequest(document_id="a", lease=seconds(0)), "lease"),
