@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from reformer_core.bucket_index import ABSENT, Tail, Windows
+from reformer_core.bucket_index import Tail, Windows
 from reformer_core.local_attention import LocalAttention
 from reformer_core.lsh_attention import LSHAttention, normalised_keys
 from reformer_core.model import ReformerModel
@@ -39,8 +39,7 @@ def decode_step(
     # Position p of a local layer lies at p % W; what is held in each place once the new token is.
     heads, window = table.local_keys.shape[-3:-1]
     held = positions.unsqueeze(1) - (positions.unsqueeze(1) - torch.arange(window, device=rows.device)) % window
-    seen_locally = _within_local_window(model, held, positions).unsqueeze(1)  # [B, 1, W]
-    local_mask = _mask(seen_locally, positions.view(-1, 1, 1), model.dtype, shared_qk=False)
+    local_mask = _local_mask(model, held, positions).view(-1, 1, 1, window)
     local_heads = rows.unsqueeze(1) * heads + torch.arange(heads, device=rows.device)  # [B, H]
     local_rows = (local_heads * window + (positions % window).unsqueeze(1)).flatten()
 
@@ -81,6 +80,10 @@ def extend_slice(model: ReformerModel, session: Session, token_ids: torch.Tensor
     positions = session.length + torch.arange(m, device=token_ids.device)
     windows = Windows(model.config, positions + 1)
     capacity = tail_capacity_for(session.tail_tokens + m, table.tail_capacity)
+    # In a local layer: what is held before the first of the tokens, and the tokens themselves.
+    window, newest = table.local_keys.shape[-2], session.length - 1
+    held = newest - (newest - torch.arange(window, device=row.device)) % window
+    local_mask = _local_mask(model, torch.cat([held, positions]), positions)  # [m, W + m]
 
     def lsh(layer: int, attention: LSHAttention, hidden: torch.Tensor) -> torch.Tensor:
         query_key, value, buckets = _project(attention, hidden)
@@ -92,27 +95,12 @@ def extend_slice(model: ReformerModel, session: Session, token_ids: torch.Tensor
 
     def local(layer: int, attention: LocalAttention, hidden: torch.Tensor) -> torch.Tensor:
         query, key, value = attention.project(hidden)  # [H, m, D]
-        window = table.local_keys.shape[-2]
-        lane = torch.arange(window, device=row.device)
-        newest = session.length - 1
-        held = torch.cat([newest - (newest - lane) % window, positions])  # [W + m]
-        # Each row's window, W positions long, ends with the last position of its chunk: some are still to come.
-        length, chunks_before = attention.config.local_attn_chunk_length, attention.config.local_num_chunks_before
-        wanted = ((positions // length - chunks_before) * length).unsqueeze(1) + lane  # [m, W]
-        source = torch.where(wanted < session.length, wanted % window, wanted - session.length + window)
-        source = source.clamp(0, window + m - 1)
-        keys = torch.cat([table.local_keys[layer, session.row], key], dim=-2)  # [H, W + m, D]
-        values = torch.cat([table.local_values[layer, session.row], value], dim=-2)
-        found = torch.where(held[source] == wanted, wanted, ABSENT)
-        seen = _within_local_window(model, found, positions)
-        mask = _mask(seen, positions.unsqueeze(1), model.dtype, shared_qk=False)
-        out = scaled_dot_product_attention(
-            query.unsqueeze(-2), keys[:, source], values[:, source], attn_mask=mask, scale=1.0
-        )  # [H, m, 1, D]
-        newest_positions = positions[-window:]
-        table.local_keys[layer, session.row, :, newest_positions % window] = key[:, -window:]
-        table.local_values[layer, session.row, :, newest_positions % window] = value[:, -window:]
-        return attention.output(out.squeeze(-2).transpose(0, 1).flatten(1))  # type: ignore[no-any-return]
+        rings = table.local_keys[layer, session.row], table.local_values[layer, session.row]  # [H, W, D]
+        keys, values = (torch.cat(both, dim=-2) for both in zip(rings, (key, value), strict=True))
+        out = scaled_dot_product_attention(query[None], keys[None], values[None], attn_mask=local_mask, scale=1.0)
+        for ring, new in zip(rings, (key, value), strict=True):
+            ring[:, positions[-window:] % window] = new[:, -window:]
+        return attention.output(out[0].transpose(0, 1).flatten(1))  # type: ignore[no-any-return]
 
     logits = _run_layers(model, token_ids, positions, lsh, local)
     table.next_logits[session.row] = logits[-1]
@@ -183,23 +171,25 @@ def _attend_window(
     shape = (*where.shape, query_key.shape[-1])
     keys = pool.rows.index_select(0, where.flatten()).view(shape)
     values = pool.rows.index_select(0, where.flatten() + pool.layout.value_distance).view(shape)
-    mask = _mask(seen, newest, query_key.dtype, shared_qk=True)
+    mask = _lsh_mask(seen, newest, query_key.dtype).unsqueeze(-2)
     return scaled_dot_product_attention(query_key, keys, values, attn_mask=mask, scale=1.0).flatten(1)
 
 
-def _mask(seen: torch.Tensor, newest: torch.Tensor, dtype: torch.dtype, *, shared_qk: bool) -> torch.Tensor:
-    """What is added to the logits of queries at `newest`, for keys at positions `seen`: [..., w] -> [..., 1, w].
+def _lsh_mask(seen: torch.Tensor, newest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to the logits of queries at `newest`, for keys at positions `seen` [..., w].
 
     Adding is as good as replacing, which a full pass does, for the newest token hardly ever has only its own key. Where
     it has, which takes several rounds and no chunk before, a full pass is coarser (`CombinedRounds.finish`), by 0.4 %.
     """
-    own = max(SELF, torch.finfo(dtype).min / 2) if shared_qk else 0.0
-    mask = torch.where(seen < newest, 0.0, torch.where(seen == newest, own, max(FUTURE, torch.finfo(dtype).min)))
-    return mask.to(dtype).unsqueeze(-2)
+    smallest = torch.finfo(dtype).min
+    unseen = torch.where(seen == newest, max(SELF, smallest / 2), max(FUTURE, smallest))
+    return torch.where(seen < newest, 0.0, unseen).to(dtype)
 
 
-def _within_local_window(model: ReformerModel, held: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Positions int64 [B, W], ABSENT for what lies before the window of the row's query at positions int64 [B]."""
+def _local_mask(model: ReformerModel, held: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """The same for queries at positions int64 [q] and keys at positions int64 [q or 1, w]: their window is [q, w]."""
     length, before = model.config.local_attn_chunk_length, model.config.local_num_chunks_before
-    first = ((positions // length - before) * length).clamp(min=0).unsqueeze(1)
-    return torch.where(held >= first, held, ABSENT)
+    query = positions.unsqueeze(1)
+    first = ((query // length - before) * length).clamp(min=0)
+    unseen = max(FUTURE, torch.finfo(model.dtype).min)
+    return torch.where((held >= first) & (held <= query), 0.0, unseen).to(model.dtype)
