@@ -103,9 +103,9 @@ class Scheduler:
         admitted = False
         free = self._admission.free(request.needs for request in self.running)
         for request in list(self.waiting):
-            taken = self._admission.room_for(request.needs)
-            if free[0] <= 0:  # as many run as may: no need to look at the others
+            if free[0] <= 0:  # as many run as may
                 break
+            taken = self._admission.room_for(request.needs)
             if holds(free, taken) and request.phase == "waiting":
                 admitted = True
                 self.waiting.remove(request)

@@ -1,12 +1,14 @@
 """What the tests of the core share: one thread, for tiny tensors gain nothing from more; no logs; a checkpoint."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
-from reformer_core import save_model
+from reformer_core import memory_plan, save_model, session_table
+from reformer_core.pages import PageLayout
 from tests.core.models import random_model, small_config
 
 
@@ -27,3 +29,20 @@ def saved(tmp_path: Path) -> Path:
     directory = tmp_path / "model"
     save_model(random_model(small_config()), directory)
     return directory
+
+
+@pytest.fixture
+def many_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices so short that a document takes many."""
+    monkeypatch.setattr("reformer_core.slicing.MOST_SLICE_TOKENS", 64)
+
+
+@pytest.fixture
+def small_tails(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pages of 16 tokens and tails of 32, so that little text fills them."""
+    monkeypatch.setattr(PageLayout.__init__, "__defaults__", (16,))
+    monkeypatch.setattr(session_table, "tail_capacity", lambda config: 32)
+    monkeypatch.setattr(memory_plan, "tail_capacity", lambda config: 32)
+    memory_plan._session_bytes.cache_clear()
+    yield
+    memory_plan._session_bytes.cache_clear()

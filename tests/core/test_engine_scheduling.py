@@ -1,14 +1,12 @@
 """Who gets their turn: readers that sleep, long and short documents, requests that overtake; merges on the way."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 
-from reformer_core import Document, Engine, ReformerModel, Request, SamplingParams, memory_plan, session_table
+from reformer_core import Document, Engine, ReformerModel, Request, SamplingParams
 from reformer_core.events import FinishReason, Progress
-from reformer_core.pages import PageLayout
 from tests.core.engines import Reader, check_idle, is_busy, run, run_until, text_model, tiny_engine
 from tests.core.tiny import random_tokens
 
@@ -82,12 +80,6 @@ def finished(requests: dict[str, Request], engine: Engine) -> list[str]:
             return order
         assert engine.step()
     raise AssertionError("it takes too long")
-
-
-@pytest.fixture
-def many_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices so short that a document takes many."""
-    monkeypatch.setattr("reformer_core.slicing.MOST_SLICE_TOKENS", 64)
 
 
 @pytest.mark.usefixtures("many_slices")
@@ -210,17 +202,6 @@ def test_in_order_when_all_sessions_are_taken(model: ReformerModel) -> None:
 
 
 # -- merging
-
-
-@pytest.fixture
-def small_tails(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Pages of 16 tokens and tails of 32, so that little text fills them."""
-    monkeypatch.setattr(PageLayout.__init__, "__defaults__", (16,))
-    monkeypatch.setattr(session_table, "tail_capacity", lambda config: 32)
-    monkeypatch.setattr(memory_plan, "tail_capacity", lambda config: 32)
-    memory_plan._session_bytes.cache_clear()
-    yield
-    memory_plan._session_bytes.cache_clear()
 
 
 @pytest.mark.usefixtures("small_tails")
