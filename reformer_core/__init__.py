@@ -1,5 +1,6 @@
 """The Reformer and its engine: token ids in, token ids and log-probabilities out. Knows no protobuf and no asyncio."""
 
+import reformer_core.openmp  # noqa: F401  # before anything that imports torch
 from reformer_core.checkpoint import load_config, load_model, save_model
 from reformer_core.config import ReformerConfig
 from reformer_core.document import Document
