@@ -117,7 +117,7 @@ class MemoryPlan:
         row = [64 * c.vocab_size]  # sampling
         if "local" in c.attn_layers:
             entries = c.num_attention_heads * c.local_window
-            row.append(entries * (2 * c.attention_head_size * item + 32))  # keys and values; positions and logits
+            row.append(entries * (2 * c.attention_head_size * item + 16))  # keys and values; positions and logits
         if "lsh" in c.attn_layers:
             places = c.num_attention_heads * c.num_hashes * tail_capacity(c)
             entries = c.num_attention_heads * c.num_hashes * c.lsh_window
