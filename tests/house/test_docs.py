@@ -166,3 +166,9 @@ def test_every_metric() -> None:
     }
     told = {re.sub(r"{.*", "", row[0].strip("`")) for row in rows("docs/metrics.md") if row[0].startswith("`")}
     assert told == there
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_examples_import_what_they_use(page: str) -> None:
+    examples = re.findall(r"```python\n(.*?)```", text(page), flags=re.DOTALL)
+    assert [code for code in examples if "Path(" in code and "from pathlib import Path" not in code] == []
