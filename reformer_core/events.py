@@ -109,5 +109,8 @@ class Sink(Protocol):
         ...
 
     def emit(self, event: Event) -> None:
-        """Takes one event. Progress, Finished and Failed come whether or not there is room."""
+        """Takes one event. Only Token, Scores and ContinuationScored wait until there is room.
+
+        It may cancel requests. If it raises, its own request fails.
+        """
         ...
