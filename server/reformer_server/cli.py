@@ -55,7 +55,7 @@ def serve(config: Path | None, as_json: bool, **flags: str | None) -> None:
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
     try:
         asyncio.run(_serve(settings, as_json=as_json))
-    except (ReformerError, OSError, EngineStoppedError) as error:  # e.g. no such model, a port that is taken
+    except (ReformerError, SettingsError, OSError, EngineStoppedError) as error:  # e.g. a port that is taken
         raise click.ClickException(str(error)) from error
 
 

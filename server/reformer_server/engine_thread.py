@@ -116,7 +116,8 @@ class EngineThread:
             while not self._stopping:
                 self._turn(engine)
         except BaseException as error:
-            logger.critical("the engine died", exc_info=error)
+            if self._load is not None:  # else there never was one, and `start` raises the error
+                logger.critical("the engine died", exc_info=error)
             self.error = error
         finally:
             self._loop.call_soon_threadsafe(self._end)

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from reformer.v1 import document_pb2, document_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
 from reformer_core import Engine, SamplingParams
+from reformer_core.errors import OutOfMemoryError
 from reformer_server.calls import CallInterceptor
 from reformer_server.chain import Admission, counting, errors_to_status
 from reformer_server.content import Encoder
@@ -25,7 +26,7 @@ from reformer_server.metrics import Metrics, MetricsPort
 from reformer_server.model_service import ModelService
 from reformer_server.prefills import Prefills
 from reformer_server.served_model import ServedModel
-from reformer_server.settings import Settings
+from reformer_server.settings import Settings, SettingsError
 from reformer_server.uploads import Uploads
 from reformer_server.version import VERSION
 
@@ -186,10 +187,16 @@ class Server:
 
 
 def _build_engine(settings: Settings, model: ServedModel) -> Engine:
-    return Engine(
-        model.model,
-        model.tokenizer,
-        memory_bytes=settings.memory_bytes,
-        max_running=settings.max_running,
-        max_waiting=settings.max_waiting,
-    )
+    try:
+        return Engine(
+            model.model,
+            model.tokenizer,
+            memory_bytes=settings.memory_bytes,
+            max_running=settings.max_running,
+            max_waiting=settings.max_waiting,
+        )
+    except OutOfMemoryError as error:
+        raise SettingsError(
+            f"memory: {settings.memory_bytes:,} bytes aren't enough for the weights, {settings.max_running} sessions "
+            f"and the shortest document, which take {error.needed_bytes:,}; raise --memory or lower --max-running"
+        ) from error

@@ -174,6 +174,16 @@ def test_every_error_has_one_line(code: grpc.StatusCode) -> None:
         assert "\n" not in line
         assert ".." not in line
     assert explain(ERROR_CLASSES[grpc.StatusCode.RESOURCE_EXHAUSTED]("full", details=[retry]), "x").endswith("in 3 s.")
+    never = error_details_pb2.ErrorInfo(reason="OUT_OF_MEMORY", metadata={"fits_when_idle": "False"})
+    assert "--memory" in explain(ERROR_CLASSES[grpc.StatusCode.RESOURCE_EXHAUSTED]("full", details=[never]), "x")
+
+
+def test_what_the_message_says_is_not_said_again() -> None:
+    violation = error_details_pb2.BadRequest.FieldViolation(field="sampling.top_p", description="must be 1 at most")
+    details = [error_details_pb2.BadRequest(field_violations=[violation])]
+    error_class = ERROR_CLASSES[grpc.StatusCode.INVALID_ARGUMENT]
+    assert explain(error_class("top_p: must be 1 at most", details=details), "x") == "top_p: must be 1 at most"
+    assert explain(error_class("bad", details=details), "x") == "bad (sampling.top_p: must be 1 at most)"
 
 
 def test_wrong_usage(reformer: Command, tmp_path: Path) -> None:

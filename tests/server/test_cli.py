@@ -37,7 +37,7 @@ def test_bad_setting_is_a_usage_error() -> None:
         (["--model", "/no/such/model"], "/no/such/model"),
         (["--device", "tpu"], "device"),
         (["--dtype", "int8"], "dtype"),
-        (["--memory", "1KiB"], "bytes"),
+        (["--memory", "1KiB"], "memory: 1,024 bytes aren't enough"),
     ],
 )
 def test_what_cannot_be_served(directory: Path, arguments: list[str], message: str) -> None:
@@ -46,6 +46,7 @@ def test_what_cannot_be_served(directory: Path, arguments: list[str], message: s
     assert result.exit_code == 1, result.output
     assert result.stderr.startswith("Error: ")
     assert message in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_foreign_model_directory(tmp_path: Path) -> None:

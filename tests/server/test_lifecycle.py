@@ -159,7 +159,7 @@ async def test_engine_death_ends_everything(running: Running, caplog: pytest.Log
     assert any("the engine died" in record.message for record in caplog.records)
 
 
-async def test_engine_that_cannot_be_built(served_model: ServedModel) -> None:
+async def test_engine_that_cannot_be_built(served_model: ServedModel, caplog: pytest.LogCaptureFixture) -> None:
     def build() -> FakeEngine:
         raise OSError("no such device")
 
@@ -167,6 +167,7 @@ async def test_engine_that_cannot_be_built(served_model: ServedModel) -> None:
     with pytest.raises(OSError, match="no such device"):
         await server.start()
     await server.stop()
+    assert not caplog.records  # who called start() tells it
 
 
 async def test_port_that_is_taken(served_model: ServedModel) -> None:

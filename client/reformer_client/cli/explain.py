@@ -5,8 +5,9 @@ from reformer_client import errors
 
 def explain(error: errors.ReformerError, server: str) -> str:
     """What went wrong and what to do, in one line."""
-    told = "; ".join(f"{each.field}: {each.description}" for each in error.field_violations)
-    message = " ".join((f"{error.message} ({told})" if told and told not in error.message else error.message).split())
+    untold = [each for each in error.field_violations if each.description not in error.message]
+    told = "; ".join(f"{each.field}: {each.description}" for each in untold)
+    message = " ".join((f"{error.message} ({told})" if told else error.message).split())
     hint = _hint(error, server)
     return f"{message.rstrip('.')}. {hint}" if hint else message
 
@@ -21,6 +22,8 @@ def _hint(error: errors.ReformerError, server: str) -> str:
             return "`reformer documents list` shows what is there."
         case errors.AlreadyExistsError():
             return "Choose another --id, or delete the document first."
+        case errors.ResourceExhaustedError(metadata={"fits_when_idle": "False"}):
+            return "That never fits this server: give it more --memory; `reformer plan` says how much."
         case errors.ResourceExhaustedError(retry_after_seconds=None):
             return "Delete documents that are not needed, or try again later."
         case errors.ResourceExhaustedError():
