@@ -24,6 +24,9 @@ Inbox = SimpleQueue["Callable[[], object] | concurrent.futures.Future[Any]"]
 POLL_SECONDS = 1.0
 """How often a waiting thread looks whether there still is something to wait for."""
 
+END_SECONDS = 10.0
+"""How long a call that was interrupted may take to end: it is told at once, but the machine may be busy."""
+
 
 class Portal:
     """An event loop on a thread of its own, on which other threads have coroutines run.
@@ -55,7 +58,7 @@ class Portal:
                 callback()
         except BaseException:  # a callback failed, or Ctrl-C
             future.cancel()
-            ended.wait(POLL_SECONDS)  # what comes next, such as closing the stream, must not meet it still running
+            ended.wait(END_SECONDS)  # what comes next, such as closing the stream, must not meet it still running
             raise
         if future.cancelled() or not future.done():
             raise CancelledError("the client was closed while the call was running")
