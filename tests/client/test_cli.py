@@ -263,7 +263,9 @@ def test_what_is_quick_draws_no_progress(monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_interrupt_ends_without_a_traceback(server: FakeServer) -> None:
     server.stall = True
-    command = [sys.executable, "-c", "from reformer_client.cli import main; main()"]
+    # A shell's background jobs, and so the tests in one, ignore SIGINT from the start.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{heed}; from reformer_client.cli import main; main()"]
     process = subprocess.Popen(
         [*command, "--server", server.address, "generate", "x"], stderr=subprocess.PIPE, stdout=subprocess.PIPE
     )
