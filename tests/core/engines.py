@@ -35,22 +35,25 @@ class Reader:
         return self.room is None or self.room > 0
 
     def emit(self, event: Event) -> None:
-        assert not self.over, f"{event} after the end"
         self.events.append(event)
         if self.room is not None and isinstance(event, Token | Scores | ContinuationScored):
             self.room -= 1
-            assert self.room >= 0, "it wasn't ready"
         if self._on_event is not None:
             self._on_event(event)
 
     @property
     def over(self) -> bool:
-        return bool(self.events) and isinstance(self.events[-1], Finished | Failed)
+        """Whether it has got its last event. What is wrong shows here, for the engine survives a reader that raises."""
+        ends = [number for number, event in enumerate(self.events, 1) if isinstance(event, Finished | Failed)]
+        assert ends in ([], [len(self.events)]), f"{self.events} after the end"
+        assert self.room is None or self.room >= 0, "something came though there was no room"
+        return bool(ends)
 
     @property
     def error(self) -> Exception:
         """How it failed."""
         last = self.events[-1]
+        assert self.over
         assert isinstance(last, Failed), last
         return last.error
 
@@ -58,6 +61,7 @@ class Reader:
     def reason(self) -> FinishReason:
         """How it ended well."""
         last = self.events[-1]
+        assert self.over
         assert isinstance(last, Finished), last
         return last.reason
 

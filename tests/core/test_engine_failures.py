@@ -12,6 +12,7 @@ from reformer_core import Document, Engine, ReformerModel, Request, SamplingPara
 from reformer_core.errors import (
     CancelledError,
     DeadlineExceededError,
+    InvalidTokensError,
     OutOfMemoryError,
     QueueFullError,
 )
@@ -198,6 +199,8 @@ def test_closed_document_lives_on(engine: Engine, document: Document) -> None:
     document.close()
     document.close()
     assert engine.documents == []
+    with pytest.raises(InvalidTokensError, match="closed"):
+        engine.submit_generate(document, NOTHING, GREEDY, Reader())
     run(engine, request, later)
     assert reader.ids == expected
     assert document.freed
