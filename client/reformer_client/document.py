@@ -135,7 +135,7 @@ class AsyncDocument(DocumentFacts):
 
 async def renew(caller: Caller, document_id: str, lease_seconds: float | None, timeout: float | None) -> DocumentInfo:
     """The document with its new lease."""
-    lease = messages.duration_message(lease_seconds)
+    lease = messages.lease_message(lease_seconds)
     request = document_pb2.RenewDocumentRequest(document_id=document_id, lease=lease)
     method = caller.services.documents.RenewDocument
     response = await caller.unary(method, request, timeout=timeout, document_id=document_id)

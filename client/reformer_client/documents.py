@@ -78,7 +78,7 @@ class AsyncDocuments:
                 content_type=content.content_type,
                 total_bytes=content.total_bytes,
                 sha256=await content.sha256(),
-                lease=messages.duration_message(lease_seconds),
+                lease=messages.lease_message(lease_seconds),
                 keep_scores=keep_scores,
             )
             upload = Upload(call, header, content, on_progress)

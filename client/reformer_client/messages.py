@@ -50,6 +50,8 @@ class Sampling(TypedDict, total=False):
     top_logprobs: int
     """Report this many of the most likely tokens with each one. 0 to 20. Default: 0."""
 
+MOST_SECONDS = 315_576_000_000  # what a google.protobuf.Duration holds
+
 
 def sampling_message(sampling: Sampling) -> inference_pb2.SamplingParams:
     """Raises TypeError or ValueError for what can't be sent; the server judges the values."""
@@ -91,10 +93,12 @@ def token_ids_message(ids: Sequence[int]) -> inference_pb2.TokenIds:
     return inference_pb2.TokenIds(ids=token_ids(ids))
 
 
-def duration_message(seconds: float | None) -> Duration | None:
-    """None stays unset."""
+def lease_message(seconds: float | None) -> Duration | None:
+    """None stays unset. Raises ValueError for what no duration can be; the server knows how long it may be."""
     if seconds is None:
         return None
+    if not 0 < seconds < MOST_SECONDS:  # nan is neither
+        raise ValueError(f"lease_seconds must be above 0 and finite, but is {seconds!r}")
     whole = int(seconds // 1)
     return Duration(seconds=whole, nanos=int((seconds - whole) * 1e9))
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 def token_ids(ids: Iterable[object]) -> "array.array[int]":
     """The ids as uint32; raises TypeError for what are no ints, ValueError for what doesn't fit."""
-    if isinstance(ids, bytes | bytearray | memoryview):
-        raise TypeError(f"token ids must be a sequence of ints, not {type(ids).__name__}")
+    if isinstance(ids, bytes | bytearray | memoryview) or not isinstance(ids, Iterable):
+        raise TypeError(f"pass a str (text) or a sequence of ints (token ids), not {type(ids).__name__}")
     found = list(ids)
     try:
         return array.array("I", found)  # type: ignore[arg-type]  # that is the question

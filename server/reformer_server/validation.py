@@ -66,8 +66,8 @@ def _well_formed(value: str, context: Context, field: str) -> str:
 
 
 def _routed_by(context: Context) -> str | None:
-    routed = dict(context.invocation_metadata() or ()).get(DOCUMENT_ID_METADATA)
-    return None if routed is None else str(routed)
+    routed = {str(value) for key, value in context.invocation_metadata() or () if key == DOCUMENT_ID_METADATA}
+    return ", ".join(sorted(routed)) or None  # several are no one's id
 
 
 def content_header(

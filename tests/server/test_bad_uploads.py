@@ -96,6 +96,10 @@ async def test_routing_metadata_that_contradicts(running: Running) -> None:
         with refused(grpc.StatusCode.INVALID_ARGUMENT) as refusal:
             await create(running, [header(CONTENT, **fields)], metadata=[("x-document-id", "b")])
         assert refusal.field == "header.document_id"
+    twice = [("x-document-id", "b"), ("x-document-id", "a")]
+    for document_id in ("a", "b"):
+        with refused(grpc.StatusCode.INVALID_ARGUMENT):
+            await create(running, [header(CONTENT, document_id=document_id)], metadata=twice)
     responses = await create(running, [header(document_id="b"), chunk(CONTENT)], metadata=[("x-document-id", "b")])
     assert responses[-1].document.content_type == TEXT
 
