@@ -1,7 +1,7 @@
 """How requests end early: cancelled, overdue, by an error, for want of memory. Nothing is lost, nobody else ends."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from reformer_core import Document, Engine, ReformerModel, Request, SamplingParams
+from reformer_core.decoding import Decoding
 from reformer_core.errors import (
     CancelledError,
     DeadlineExceededError,
@@ -17,6 +18,7 @@ from reformer_core.errors import (
     QueueFullError,
 )
 from reformer_core.events import DocumentReady, Event, FinishReason, Progress, Scores, Started, Token
+from reformer_core.session_requests import GenerateRequest
 from tests.core.engines import Reader, check_idle, run, run_until, text_model, tiny_engine
 from tests.core.tiny import random_tokens
 
@@ -354,6 +356,51 @@ def test_reader_that_cancels(engine: Engine, document: Document, submit: Submit)
             if isinstance(each, DocumentReady):
                 each.document.close()
         check_idle(engine, [document])
+
+
+@pytest.mark.parametrize("canceller", [0, 1])
+def test_reader_that_cancels_its_neighbour_in_the_batch(
+    engine: Engine, document: Document, monkeypatch: pytest.MonkeyPatch, canceller: int
+) -> None:
+    """Whether the other one's token was emitted already or comes next: no work is done for it any more."""
+    requests: list[Request] = []
+
+    def cancel(event: Event) -> None:
+        if isinstance(event, Token) and len(readers[canceller].ids) == 5:
+            engine.cancel(requests[1 - canceller])
+
+    readers = [Reader(), Reader()]
+    readers[canceller] = Reader(on_event=cancel)
+    appended: list[set[str]] = []
+    append = Decoding.append
+
+    def watched(self: Decoding, batch: Sequence[GenerateRequest]) -> None:
+        appended.append({request.phase for request in batch})
+        append(self, batch)
+
+    monkeypatch.setattr(Decoding, "append", watched)
+    requests += [engine.submit_generate(document, NOTHING, replace(GREEDY, max_tokens=9), reader) for reader in readers]
+    run(engine, *requests)
+    assert isinstance(readers[1 - canceller].error, CancelledError)
+    assert len(readers[canceller].ids) == 9
+    assert set.union(*appended) == {"decode"}
+    check_idle(engine, [document])
+
+
+def test_reader_that_cancels_when_it_is_asked(engine: Engine, document: Document) -> None:
+    class Asked(Reader):
+        def ready(self) -> bool:
+            engine.cancel(other)
+            return False
+
+    tokens = [random_tokens(engine.model, 3)] * 2
+    request = engine.submit_continuations(document, tokens, Asked())
+    engine.step()
+    other = engine.submit_score(random_tokens(engine.model, 400), Reader())
+    run_until(engine, lambda: not engine.step())
+    assert (request.phase, other.phase) == ("prefill", "done")
+    engine.cancel(request)
+    check_idle(engine, [document])
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 10 bytes")])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reformer_core import Document, Engine, ReformerModel, Request, SamplingParams
-from reformer_core.events import FinishReason, Progress
+from reformer_core.events import Finished, FinishReason, Progress
 from tests.core.engines import Reader, check_idle, is_busy, run, run_until, text_model, tiny_engine
 from tests.core.tiny import random_tokens
 
@@ -243,6 +243,21 @@ def test_sessions_that_merge_at_different_times(model: ReformerModel) -> None:
     assert len(sizes) > 2
     assert all(request.phase == "done" for request in requests)
     check_idle(engine, [document])
+
+
+def test_a_merge_forgets_nothing(request: pytest.FixtureRequest) -> None:
+    """Neither the tokens that the repetition penalty counts, nor the time of the first token."""
+    model = text_model(attn_layers=("lsh",), axial_pos_shape=(8, 64))
+    token_ids, params = random_tokens(model, 100), SamplingParams(max_tokens=100, repetition_penalty=2.0, seed=3)
+    engine = tiny_engine(model)
+    expected = [token.id for token in engine.generate(engine.prefill(token_ids), NOTHING, params)]
+    request.getfixturevalue("small_tails")
+    engine, reader = tiny_engine(model), Reader()
+    run(engine, engine.submit_generate(engine.prefill(token_ids), NOTHING, params, reader))
+    assert reader.ids == expected
+    last = reader.events[-1]
+    assert isinstance(last, Finished)
+    assert last.timings.decode_seconds > last.timings.prefill_seconds
 
 
 @pytest.mark.usefixtures("small_tails")
