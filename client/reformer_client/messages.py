@@ -50,6 +50,7 @@ class Sampling(TypedDict, total=False):
     top_logprobs: int
     """Report this many of the most likely tokens with each one. 0 to 20. Default: 0."""
 
+
 MOST_SECONDS = 315_576_000_000  # what a google.protobuf.Duration holds
 
 
