@@ -11,13 +11,26 @@ CHECKPOINT_FILE = "checkpoint.pt"
 
 
 def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
-    """Writes `checkpoint.pt`: tensors and plain values only."""
+    """Writes `checkpoint.pt`: tensors and plain values only.
+
+    Raises:
+        OSError: it can't be written, e.g. to a full disk; an earlier checkpoint stays as it is.
+    """
     target = directory / CHECKPOINT_FILE
     temporary = target.with_suffix(".partial")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        reason = error if isinstance(error, OSError) else error.__context__  # torch's writer hides the file's error
+        if isinstance(reason, OSError):
+            raise OSError(
+                reason.errno, f"the checkpoint can't be written: {reason.strerror or reason}", str(target)
+            ) from error
+        raise
     temporary.replace(target)
 
 

@@ -73,7 +73,7 @@ def train(**options: Any) -> None:
         with Report(run.directory, run.bytes_per_token, console) as report, stop_on_signals() as signal_received:
             _describe(run, report)
             finished = run.execute(report, lambda: signal_received() is not None)
-    except (ValueError, CheckpointError, FloatingPointError) as error:
+    except (ValueError, OSError, CheckpointError, FloatingPointError) as error:
         raise click.ClickException(str(error)) from error
     if finished:
         console.print(f"saved the model in {run.directory}", highlight=False, markup=False)
