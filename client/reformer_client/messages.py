@@ -161,7 +161,13 @@ def tokens(chunk: inference_pb2.TokenChunk) -> list[Token]:
 
 def score_block(message: document_pb2.TokenScores) -> ScoreBlock:
     """One message of scores, uncopied."""
-    return ScoreBlock(message.start_token, float32_view(message.logprobs), uint32_view(message.token_ids))
+    return ScoreBlock(
+        message.start_token,
+        float32_view(message.logprobs),
+        uint32_view(message.token_ids),
+        message.text,
+        uint32_view(message.text_lengths),
+    )
 
 
 def continuation_score(message: inference_pb2.ContinuationScore) -> ContinuationScore:

@@ -18,6 +18,11 @@ class ScoreBlock:
     """float32 (format "f"): natural-log probabilities; NaN for the first token of a sequence."""
     token_ids: "memoryview[int]"
     """uint32 (format "I")."""
+    text: bytes
+    """The text that the tokens stand for; a token, and so a block, may begin or end within a character. Empty if the
+    tokens are no text."""
+    text_lengths: "memoryview[int]"
+    """uint32 (format "I"): how many bytes of `text` each token has."""
 
     def __len__(self) -> int:
         return len(self.logprobs)
@@ -34,7 +39,7 @@ class Scores(ScoreBlock):
     total_logprob: float
     """Sum of the natural-log probabilities of all tokens here but a sequence's first, which has none."""
     content_bytes: int | None
-    """Size of the text in bytes; None for a range of a document."""
+    """Size of what was uploaded, in bytes; None for a range of a document."""
     timings: Timings | None = None
     """Where the time went; None if nothing was computed."""
 
@@ -51,10 +56,14 @@ class Scores(ScoreBlock):
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits the model needs for the text, a byte of it; raises ValueError for a range of a document."""
-        if self.content_bytes is None:
-            raise ValueError("bits per byte need the whole text: a range of tokens doesn't say how many bytes it has")
-        return -self.total_logprob / math.log(2) / self.content_bytes
+        """Bits the model needs for the text, a byte of it; for tokens that are no text, a byte of what was uploaded.
+
+        Raises ValueError if that isn't known either, as for a range of a document.
+        """
+        size = len(self.text) or self.content_bytes
+        if not size:
+            raise ValueError("bits per byte need a text, but these tokens have none")
+        return -self.total_logprob / math.log(2) / size
 
 
 def float32_view(data: bytes) -> "memoryview[float]":
@@ -75,15 +84,19 @@ def _in_native_order(data: bytes) -> bytes:
 
 def concatenate(blocks: Iterable[ScoreBlock]) -> ScoreBlock:
     """Consecutive blocks as one."""
-    start_token, logprobs, token_ids = None, bytearray(), bytearray()
+    start_token, logprobs, token_ids, text, text_lengths = None, bytearray(), bytearray(), bytearray(), bytearray()
     for block in blocks:
         start_token = block.start_token if start_token is None else start_token
         logprobs += block.logprobs
         token_ids += block.token_ids
+        text += block.text
+        text_lengths += block.text_lengths
     return ScoreBlock(
         start_token or 0,
         memoryview(logprobs).toreadonly().cast("f"),
         memoryview(token_ids).toreadonly().cast("I"),
+        bytes(text),
+        memoryview(text_lengths).toreadonly().cast("I"),
     )
 
 

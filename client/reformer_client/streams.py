@@ -138,6 +138,8 @@ class AsyncScoreStream(AsyncStream[inference_pb2.ScoreResponse, ScoreBlock]):
             whole.start_token,
             whole.logprobs,
             whole.token_ids,
+            whole.text,
+            whole.text_lengths,
             total_logprob=self._summary.total_logprob,
             content_bytes=self._summary.content_bytes,
             timings=messages.timings(self._summary.timings),
@@ -170,6 +172,8 @@ class AsyncDocumentScoreStream(AsyncStream[document_pb2.ReadDocumentScoresRespon
             whole.start_token,
             whole.logprobs,
             whole.token_ids,
+            whole.text,
+            whole.text_lengths,
             total_logprob=total(whole.logprobs),
             content_bytes=self._content_bytes,
         )

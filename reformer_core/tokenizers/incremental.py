@@ -27,11 +27,20 @@ class IncrementalDecoder:
         if not 0 <= token_id < len(self._token_bytes):
             last = len(self._token_bytes) - 1
             raise InvalidTokensError(f"token id {token_id} is outside the tokenizer's vocabulary: ids are 0 to {last}")
-        token = self._token_bytes[token_id]
-        if self._strip_space and token:
-            token = token.removeprefix(b" ")
-            self._strip_space = False
+        [token] = self.spell([token_id])
         return self._utf8.decode(token)
+
+    def spell(self, token_ids: Sequence[int]) -> list[bytes]:
+        """The bytes that become text with each token; a token may begin or end within a character.
+
+        An id outside the vocabulary has none: a model may have more ids than its tokenizer.
+        """
+        spelled = [self._token_bytes[id] if 0 <= id < len(self._token_bytes) else b"" for id in token_ids]
+        if self._strip_space and any(spelled):
+            first = next(index for index, token in enumerate(spelled) if token)
+            spelled[first] = spelled[first].removeprefix(b" ")
+            self._strip_space = False
+        return spelled
 
     def flush(self) -> str:
         """What was held back at the end: U+FFFD for a character that never became complete."""

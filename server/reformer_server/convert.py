@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -9,10 +11,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from reformer.v1 import document_pb2, inference_pb2
 from reformer_core import events
 from reformer_core.events import FinishReason
+from reformer_core.tokenizers import IncrementalDecoder
 from reformer_server.content import ids_to_bytes, logprobs_to_bytes
 from reformer_server.documents import Entry
 
 SCORES_BLOCK_TOKENS = 32_768
+SCORES_BLOCK_TEXT_BYTES = 512 * 1024
 
 FINISH_REASONS = {
     FinishReason.STOP: inference_pb2.FINISH_REASON_STOP,
@@ -83,12 +87,32 @@ def token_chunk(tokens: Sequence[events.Token]) -> inference_pb2.TokenChunk:
     return chunk
 
 
-def score_blocks(start: int, logprobs: torch.Tensor, token_ids: torch.Tensor) -> Iterator[document_pb2.TokenScores]:
-    """Scores and ids [n] of the tokens from `start` on, in messages of at most SCORES_BLOCK_TOKENS."""
+def score_blocks(
+    start: int, logprobs: torch.Tensor, token_ids: torch.Tensor, decoder: IncrementalDecoder
+) -> Iterator[document_pb2.TokenScores]:
+    """Scores and ids [n] of the tokens from `start` on, with their text.
+
+    In messages of at most SCORES_BLOCK_TOKENS and SCORES_BLOCK_TEXT_BYTES. `decoder` has to be fresh.
+    """
     for first in range(0, len(logprobs), SCORES_BLOCK_TOKENS):
-        block = slice(first, first + SCORES_BLOCK_TOKENS)
-        yield document_pb2.TokenScores(
-            start_token=start + first,
-            logprobs=logprobs_to_bytes(logprobs[block]),
-            token_ids=ids_to_bytes(token_ids[block]),
-        )
+        spelled = decoder.spell(token_ids[first : first + SCORES_BLOCK_TOKENS].tolist())
+        lengths = np.fromiter(map(len, spelled), "<u4", len(spelled))
+        for part in _runs(lengths, SCORES_BLOCK_TEXT_BYTES):
+            block = slice(first + part.start, first + part.stop)
+            yield document_pb2.TokenScores(
+                start_token=start + block.start,
+                logprobs=logprobs_to_bytes(logprobs[block]),
+                token_ids=ids_to_bytes(token_ids[block]),
+                text=b"".join(spelled[part]),
+                text_lengths=lengths[part].tobytes(),
+            )
+
+
+def _runs(sizes: npt.NDArray[np.uint32], most: int) -> Iterator[slice]:
+    """Consecutive runs of `sizes` [n], each of `most` in sum if it can; a larger size is a run by itself."""
+    ends = np.cumsum(sizes, dtype=np.int64)
+    start, before = 0, 0
+    while start < len(sizes):
+        stop = max(start + 1, int(np.searchsorted(ends, before + most, side="right")))
+        yield slice(start, stop)
+        start, before = stop, int(ends[stop - 1])

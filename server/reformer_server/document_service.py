@@ -102,8 +102,10 @@ class DocumentService(DocumentServiceServicer):
                 raise NoScoresError(document_id)
             wanted = validation.token_range(request, document.tokens)
             part = slice(wanted.start, wanted.stop)
-            for scores in convert.score_blocks(wanted.start, document.scores[part], document.token_ids[part]):
-                yield pb.ReadDocumentScoresResponse(scores=scores)
+            decoder = self._model.tokenizer.decoder(continues=wanted.start > 0)
+            blocks = convert.score_blocks(wanted.start, document.scores[part], document.token_ids[part], decoder)
+            for block in blocks:
+                yield pb.ReadDocumentScoresResponse(scores=block)
 
     def _reused(self, entry: Entry) -> pb.CreateDocumentResponse:
         self._metrics.prefill_tokens.labels("cached").inc(entry.document.tokens)

@@ -68,7 +68,7 @@ class InferenceService(InferenceServiceServicer):
         """Scores the content that is sent, and keeps nothing of it."""
         deadline = validation.deadline(context)
         token_ids, content_bytes = await self._receive(request_iterator)
-        total_logprob = 0.0
+        total_logprob, decoder = 0.0, self._model.tokenizer.decoder()
         with naming("chunk.data"):
             async with self._engine.request(
                 lambda engine, sink: engine.submit_score(token_ids, sink, deadline=deadline)
@@ -80,7 +80,7 @@ class InferenceService(InferenceServiceServicer):
                         elif isinstance(event, Scores):
                             total_logprob += float(event.logprobs.double().nansum())
                             scored = token_ids[event.start : event.start + len(event.logprobs)]
-                            for block in convert.score_blocks(event.start, event.logprobs, scored):
+                            for block in convert.score_blocks(event.start, event.logprobs, scored, decoder):
                                 yield pb.ScoreResponse(scores=block)
                         elif isinstance(event, Finished):
                             self._metrics.scored_tokens.inc(len(token_ids))

@@ -33,6 +33,8 @@ def scores_of(data: bytes, start: int = 0) -> document_pb2.TokenScores:
         start_token=start,
         logprobs=struct.pack(f"<{len(data)}f", *logprobs),
         token_ids=struct.pack(f"<{len(data)}I", *data),
+        text=data,
+        text_lengths=struct.pack(f"<{len(data)}I", *[1] * len(data)),
     )
 
 

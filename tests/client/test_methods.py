@@ -35,6 +35,8 @@ def check_scores(scores: Scores, text: str) -> None:
     assert math.isnan(scores.logprobs[0])
     assert scores.logprobs[1:].tolist() == expected[1:]
     assert scores.token_ids.tolist() == list(text.encode())
+    assert scores.text == text.encode()
+    assert scores.text_lengths.tolist() == [1] * len(text)
     assert scores.total_logprob == pytest.approx(sum(expected[1:]))
     assert scores.perplexity == pytest.approx(math.exp(-sum(expected[1:]) / (len(text) - 1)))
     assert scores.bits_per_byte == pytest.approx(-sum(expected[1:]) / math.log(2) / len(text))
@@ -63,8 +65,7 @@ def test_documents(client: Client, server: FakeServer) -> None:
         part = document.scores(start=2, end=6)
         assert (part.start_token, part.token_ids.tolist()) == (2, list(b"tash"))
         assert part.perplexity == pytest.approx(math.exp(sum(b"tash") / 64 / 4))
-        with pytest.raises(ValueError, match="whole text"):
-            _ = part.bits_per_byte
+        assert part.bits_per_byte == pytest.approx(sum(b"tash") / 64 / math.log(2) / 4)
         assert [block.start_token for block in document.stream_scores()] == [0, 4]
 
         ranked = document.score_continuations(["ab", [1, 2, 3]])

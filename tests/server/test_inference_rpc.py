@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator
 import grpc
 import numpy as np
 import pytest
+import torch
 
 from reformer.v1 import document_pb2, inference_pb2_grpc, model_pb2
 from reformer.v1 import inference_pb2 as pb
 from reformer_core.errors import OutOfMemoryError
+from reformer_core.tokenizers import IncrementalDecoder
+from reformer_server import convert
 from tests.server.conftest import Running
 from tests.server.statuses import refused
 from tests.server.uploading import create_document, seconds
@@ -190,6 +193,36 @@ async def test_score_sends_blocks_of_bounded_size(running: Running) -> None:
     responses = await score(running, score_requests(b"x" * 100_000))
     sizes = [len(response.scores.logprobs) // 4 for response in responses if response.WhichOneof("event") == "scores"]
     assert sizes == [32_768, 32_768, 32_768, 100_000 - 3 * 32_768]
+
+
+async def test_scores_carry_the_tokens_text(running: Running) -> None:
+    content = "Emma – 😀\0\r\n".encode()
+    [block] = [r.scores for r in await score(running, score_requests(content)) if r.WhichOneof("event") == "scores"]
+    assert block.text == content
+    assert np.frombuffer(block.text_lengths, "<u4").tolist() == [1] * len(content)
+    ids = np.array([99, 0, 257], "<u4").tobytes()
+    requests = score_requests(ids, content_type=document_pb2.CONTENT_TYPE_TOKEN_IDS)
+    [block] = [r.scores for r in await score(running, requests) if r.WhichOneof("event") == "scores"]
+    assert block.text == b"a\xff"
+    assert np.frombuffer(block.text_lengths, "<u4").tolist() == [1, 0, 1]
+
+
+def test_scores_of_long_tokens_are_split_further() -> None:
+    """Tokens of any length don't make a message too large for gRPC's limit of 1 MiB."""
+    words = [b"x" * 100, b"y" * 60_000, b"z" * 600_000, b""]
+    token_ids = torch.tensor([0] * 40_000 + [1] * 20 + [2, 3])
+    logprobs = torch.arange(len(token_ids), dtype=torch.float32)
+    blocks = list(convert.score_blocks(7, logprobs, token_ids, IncrementalDecoder(words)))
+    assert b"".join(block.text for block in blocks) == b"".join(words[id] for id in token_ids)
+    assert all(len(block.text) <= 512 * 1024 or len(block.token_ids) <= 8 for block in blocks)
+    start = 7
+    for block in blocks:
+        assert block.start_token == start
+        assert len(block.logprobs) == len(block.token_ids) == len(block.text_lengths)
+        assert np.frombuffer(block.text_lengths, "<u4").sum() == len(block.text)
+        start += len(block.token_ids) // 4
+    assert start == 7 + len(token_ids)
+    assert max(len(block.token_ids) // 4 for block in blocks) == 512 * 1024 // 100
 
 
 async def test_score_continuations(running: Running) -> None:

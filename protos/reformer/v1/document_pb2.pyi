@@ -548,6 +548,8 @@ class TokenScores(_message.Message):
     START_TOKEN_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TEXT_LENGTHS_FIELD_NUMBER: _builtins.int
     start_token: _builtins.int
     """Position of the first token here."""
     logprobs: _builtins.bytes
@@ -556,16 +558,25 @@ class TokenScores(_message.Message):
     """
     token_ids: _builtins.bytes
     """The tokens' ids, little-endian uint32, 4 bytes a token."""
+    text: _builtins.bytes
+    """The text that the tokens stand for, one after the other: of all messages together it is UTF-8 if
+    the content was, but a token or a message may end within a character. A tokenizer that loses
+    nothing gives back the bytes that it was sent; tokens that are no text have none. At most 512 KiB.
+    """
+    text_lengths: _builtins.bytes
+    """How many bytes of `text` each token has, little-endian uint32, 4 bytes a token."""
     def __init__(
         self,
         *,
         start_token: _builtins.int = ...,
         logprobs: _builtins.bytes = ...,
         token_ids: _builtins.bytes = ...,
+        text: _builtins.bytes = ...,
+        text_lengths: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "start_token", b"start_token", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "start_token", b"start_token", "text", b"text", "text_lengths", b"text_lengths", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

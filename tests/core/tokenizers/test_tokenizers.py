@@ -88,6 +88,19 @@ class TestIncremental:
         assert incremental(tokenizer, token_ids) == tokenizer.decode(token_ids)
         tokenizer.decode(token_ids).encode("utf-8")  # no lone surrogates
 
+    @given(texts)
+    @pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+    def test_the_tokens_bytes_are_the_text(self, lossless: SentencePieceTokenizer, kind: str, text: str) -> None:
+        tokenizer: Tokenizer = ByteTokenizer() if kind == "bytes" else lossless
+        token_ids = tokenizer.encode(text.encode()).tolist()
+        spelled = tokenizer.decoder().spell(token_ids)
+        assert len(spelled) == len(token_ids)
+        assert b"".join(spelled) == text.encode()
+
+    def test_an_id_outside_the_vocabulary_has_no_bytes(self, tokenizer: Tokenizer) -> None:
+        letter = tokenizer.encode(b"t").tolist()
+        assert tokenizer.decoder().spell([10**6, *letter, -1]) == [b"", b"t", b""]
+
     def test_half_a_character_is_held_back(self, tokenizer: Tokenizer) -> None:
         first, second, third, fourth = tokenizer.encode("😀".encode()).tolist()
         decoder = tokenizer.decoder()
@@ -122,6 +135,14 @@ class TestForeignModels:
         token_ids = foreign.encode(b"truth").tolist()
         assert foreign.decode(token_ids) == "truth"
         assert incremental(foreign, token_ids, continues=True) == " truth"
+
+    def test_the_dummy_space_is_not_spelled(self, foreign: SentencePieceTokenizer) -> None:
+        token_ids = foreign.encode(b"truth truth").tolist()
+        decoder = foreign.decoder()
+        assert decoder.spell([]) == []
+        spelled = [*decoder.spell(token_ids[:1]), *decoder.spell(token_ids[1:])]
+        assert b"".join(spelled) == b"truth truth"
+        assert foreign.decoder(continues=True).spell(token_ids)[0].startswith(b" ")
 
 
 @pytest.mark.parametrize(
