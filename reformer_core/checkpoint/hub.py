@@ -9,7 +9,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 
 # The second set is fetched only if the first brought no weights: many repositories hold the same weights twice.
 _FILES = (
-    ["config.json", "spiece.model", "model*.safetensors", "model.safetensors.index.json"],
+    ["config.json", "spiece.model", "pixels.json", "model*.safetensors", "model.safetensors.index.json"],
     ["pytorch_model*.bin*"],
 )
 

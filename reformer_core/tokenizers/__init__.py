@@ -1,4 +1,4 @@
-"""Text to token ids and back. Encoding is a pure function of the bytes; decoding works one token at a time."""
+"""Text and pictures to token ids and back. Encoding is a pure function of the bytes; decoding goes token by token."""
 
 import json
 from collections.abc import Sequence
@@ -12,8 +12,17 @@ from reformer_core.errors import CheckpointError
 from reformer_core.tokenizers.byte_level import ByteTokenizer
 from reformer_core.tokenizers.incremental import IncrementalDecoder
 from reformer_core.tokenizers.pieces import MODEL_FILE, SentencePieceTokenizer
+from reformer_core.tokenizers.pixels import SIZE_FILE, Picture, PixelTokenizer
 
-__all__ = ["ByteTokenizer", "IncrementalDecoder", "SentencePieceTokenizer", "Tokenizer", "load_tokenizer"]
+__all__ = [
+    "ByteTokenizer",
+    "IncrementalDecoder",
+    "Picture",
+    "PixelTokenizer",
+    "SentencePieceTokenizer",
+    "Tokenizer",
+    "load_tokenizer",
+]
 
 
 class Tokenizer(Protocol):
@@ -21,7 +30,7 @@ class Tokenizer(Protocol):
 
     @property
     def kind(self) -> str:
-        """One of "sentencepiece" and "bytes"."""
+        """One of "sentencepiece", "bytes" and "pixels"."""
         ...
 
     @property
@@ -40,10 +49,10 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, content: bytes) -> torch.Tensor:
-        """UTF-8 text -> int64 [n], on the CPU; equal bytes give equal ids.
+        """UTF-8 text, or a picture's file -> int64 [n], on the CPU; equal bytes give equal ids.
 
         Raises:
-            InvalidTextError: the bytes aren't UTF-8; the message has the offset of the first wrong one.
+            InvalidTextError: the bytes aren't UTF-8, with the offset of the first wrong one; or no picture of the size.
         """
         ...
 
@@ -70,18 +79,20 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
-    """The tokenizer of a model: its `spiece.model`, or bytes for a byte-level model (vocabulary of 258).
+    """The tokenizer of a model: its `spiece.model`, its `pixels.json`, or bytes for a vocabulary of 258.
 
     Args:
         source: a model directory or a hub id, as for `load_model`.
 
     Raises:
-        CheckpointError: there is neither, or the file is damaged.
+        CheckpointError: there is none of them, or the file is damaged.
     """
     directory = model_directory(source)
-    pieces = directory / MODEL_FILE
+    pieces, size = directory / MODEL_FILE, directory / SIZE_FILE
     if pieces.is_file():
         return SentencePieceTokenizer.from_file(pieces)
+    if size.is_file():
+        return PixelTokenizer.from_file(size)
     config = directory / "config.json"
     try:
         vocab_size = json.loads(config.read_bytes())["vocab_size"]
