@@ -15,9 +15,12 @@ from PIL import Image
 
 from reformer_core.errors import CheckpointError, InvalidTokensError
 from reformer_core.tokenizers.incremental import IncrementalDecoder, decode_all
-from reformer_core.tokenizers.picture_file import read_picture
+from reformer_core.tokenizers.picture_file import SIGNATURES, read_picture
 
 SIZE_FILE = "pixels.json"
+FORMATS = tuple(SIGNATURES)
+"""What is read, as Pillow calls it."""
+
 CHANNELS = 3
 
 
