@@ -32,6 +32,11 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> None:
             ) from error
         raise
     temporary.replace(target)
+    folder = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # else a power cut could undo the move
+    finally:
+        os.close(folder)
 
 
 def load_checkpoint(directory: Path) -> dict[str, Any]:

@@ -1,132 +1,125 @@
-"""Texts, and the random crops of them that a step is made of."""
+"""What a run needs of its data, whatever it is: examples to learn from, and a measure of how good a model is.
 
-import hashlib
+Shapes: B examples, n tokens.
+"""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+import numpy
 import torch
 
-from reformer_core.errors import InvalidTextError
+from reformer_core.config import ReformerConfig
+from reformer_core.model import ReformerModel
 from reformer_core.tokenizers import Tokenizer
-from reformer_core.tokenizers.incremental import decode_utf8
-
-
-@dataclass(frozen=True)
-class TextFile:
-    """A text as it was read."""
-
-    path: Path
-    content: bytes  # UTF-8
-
-    @property
-    def sha256(self) -> str:
-        """Of the content, hexadecimal."""
-        return hashlib.sha256(self.content).hexdigest()
-
-
-@dataclass(frozen=True)
-class TokenizedText:
-    """A text's name and size, and its tokens, int64 [n]."""
-
-    name: str
-    content_bytes: int
-    token_ids: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step learns from: B crops of n tokens."""
+    """B examples of n + 1 tokens, of which each but the first is predicted."""
 
     token_ids: torch.Tensor  # int64 [B, n]
     targets: torch.Tensor  # int64 [B, n], the tokens after each
     start_positions: torch.Tensor  # int64 [B]
 
+    def __len__(self) -> int:
+        return len(self.token_ids)
 
-def read_text(path: Path) -> TextFile:
-    """Reads a text; raises ValueError if there is none, it is empty, or its bytes are no UTF-8."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} can't be read: {error.strerror}") from error
-    if not content:
-        raise ValueError(f"{path} is empty; a text is needed")
-    try:
-        decode_utf8(content)
-    except InvalidTextError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return TextFile(path, content)
+    def parts(self, count: int) -> list["Batch"]:
+        """The batch in parts that differ by one example at most; some are empty if it has fewer than `count`."""
+        tensors = (self.token_ids, self.targets, self.start_positions)
+        return [Batch(*part) for part in zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)]
 
 
-def tokenize(text: TextFile, tokenizer: Tokenizer, eos_id: int | None = None) -> TokenizedText:
-    """A text's tokens, followed by eos_id if there is one."""
-    token_ids = tokenizer.encode(text.content)
-    if eos_id is not None:
-        token_ids = torch.cat([token_ids, torch.tensor([eos_id])])
-    return TokenizedText(text.path.name, len(text.content), token_ids)
+class Examples(Protocol):
+    """A source of examples. It has no state: what is drawn is a function of the generator alone."""
 
-
-class Crops:
-    """Random crops at random absolute positions; each crop of the texts is equally likely."""
-
-    def __init__(
-        self,
-        texts: Sequence[TokenizedText],
-        crop_tokens: Sequence[int],
-        tokens_per_step: int,
-        max_tokens: int,
-        generator: torch.Generator,
-    ) -> None:
-        """Args:
-        texts: each longer than the longest crop.
-        crop_tokens: lengths to draw from.
-        tokens_per_step: size of a batch, about.
-        max_tokens: the model's positions.
-        generator: all randomness.
-
-        Raises:
-            ValueError: a crop is longer than a text or than the positions.
-        """
-        longest = max(crop_tokens)
-        if longest > max_tokens:
-            raise ValueError(f"crops of {longest:,} tokens are longer than the model's {max_tokens:,} positions")
-        for text in texts:
-            if len(text.token_ids) <= longest:
-                raise ValueError(
-                    f"{text.name} has {len(text.token_ids):,} tokens, but crops of {longest:,} and the token after are "
-                    "asked for; give longer texts or shorter crops"
-                )
-        self._texts = texts
-        self._crop_tokens = crop_tokens
-        self._tokens_per_step = tokens_per_step
-        self._max_tokens = max_tokens
-        self._generator = generator
+    @property
+    def length(self) -> int | None:
+        """Of every example, in tokens; None: of any length that the phases ask for."""
+        ...
 
     @property
     def total_tokens(self) -> int:
-        """Of all texts."""
-        return sum(len(text.token_ids) for text in self._texts)
+        """Of all data, each counted once."""
+        ...
 
-    def draw(self) -> Batch:
-        """The next step's crops, all of one length."""
-        length = self._crop_tokens[self._random(len(self._crop_tokens))]
-        rows, starts = [], []
-        for _ in range(max(1, self._tokens_per_step // length)):
-            rows.append(self._crop(length))
-            # From before the first position on, moved up to it: else the first ones, where every document begins,
-            # would be the ones that are trained the least.
-            starts.append(max(0, self._random(self._max_tokens) - length + 1))
-        crops = torch.stack(rows)
-        return Batch(crops[:, :-1], crops[:, 1:], torch.tensor(starts))
+    @property
+    def bits_per_nat(self) -> float:
+        """Turns nats a token into the unit that the data's validation has."""
+        ...
 
-    def _crop(self, length: int) -> torch.Tensor:
-        places = [len(text.token_ids) - length for text in self._texts]
-        place = self._random(sum(places))
-        for text, own in zip(self._texts, places, strict=True):
-            if place < own:
-                return text.token_ids[place : place + length + 1]
-            place -= own
-        raise AssertionError("the places add up")
+    def draw(self, generator: numpy.random.Generator, length: int, count: int) -> Batch:
+        """`count` examples of `length` tokens each."""
+        ...
 
-    def _random(self, below: int) -> int:
-        return int(torch.randint(below, (), generator=self._generator))
+
+class Validation(Protocol):
+    """Held-out data, and how good a model is on it."""
+
+    @property
+    def name(self) -> str:
+        """Of the data."""
+        ...
+
+    def bits(
+        self, model: ReformerModel, precision: torch.dtype = torch.float32, max_tokens: int | None = None
+    ) -> float:
+        """Bits that the model needs for a unit of the data, from the first `max_tokens` or so, or from all."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file or folder that data was read from."""
+
+    path: Path
+    size_bytes: int
+    sha256: str
+    """Of the content, hexadecimal."""
+
+
+class Data(Protocol):
+    """What was read from the files that the settings name."""
+
+    @property
+    def unit(self) -> str:
+        """What bits are counted a unit of: "byte" or "dimension"."""
+        ...
+
+    @property
+    def files(self) -> Sequence[DataFile]:
+        """That the model learns from."""
+        ...
+
+    @property
+    def validation_files(self) -> Sequence[DataFile]:
+        """Held out."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What had to be converted, for people."""
+        ...
+
+    def tokenizer(self) -> Tokenizer:
+        """The one that the settings name, or one for this data."""
+        ...
+
+    def configuration(self, tokenizer: Tokenizer) -> ReformerConfig:
+        """Of a small model for this data."""
+        ...
+
+    def initialise(self, model: ReformerModel) -> None:
+        """Sets random weights to better ones, where there are any."""
+        ...
+
+    def examples(self, tokenizer: Tokenizer, config: ReformerConfig, longest: int) -> Examples:
+        """To learn from; raises ValueError if the model can't read them, or there are none of the longest length."""
+        ...
+
+    def validations(self, tokenizer: Tokenizer, config: ReformerConfig, sequence_tokens: int) -> Sequence[Validation]:
+        """Of the held-out data, in sequences of so many tokens where it isn't made of examples."""
+        ...

@@ -1,15 +1,16 @@
 """The model card: what the model learned from, how, and how good it is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from reformer_core.train.data import TextFile
+from reformer_core.train.data import Data, DataFile
 from reformer_core.train.trainer import Trainer
 
 _TEMPLATE = """\
 ---
 library_name: reformer-serve
-pipeline_tag: text-generation
+pipeline_tag: {pipeline}
 tags:
 - reformer
 - long-context
@@ -25,11 +26,15 @@ positions for {max_tokens:,} tokens and a vocabulary of {vocab_size:,}, trained 
 
 {figures}
 
-Trained for {steps:,} steps on {tokens:,} tokens ({epochs:.1f} times the training texts) in {minutes:.1f} minutes.
+Trained for {steps:,} steps on {tokens:,} tokens ({epochs:.1f} times the data) in {minutes:.1f} minutes.
 
-## Training texts
+## Data
 
-{texts}
+{licence}{files}
+
+## Limits
+
+{limits}
 
 ## Settings
 
@@ -38,50 +43,65 @@ Trained for {steps:,} steps on {tokens:,} tokens ({epochs:.1f} times the trainin
 {settings}
 """
 
+_UNITS = {
+    "byte": "Bits per byte on held-out texts, read in full, at most {tokens:,} tokens at a time",
+    "dimension": "Bits per dimension (a channel of a pixel) on held-out images",
+}
+_LIMITS = {
+    "byte": "It continues texts of the kind that it was trained on, learned no facts, and follows no instructions.",
+    "dimension": "It continues images of the size and kind that it was trained on, pixel by pixel, and no others.",
+}
 
-def write_model_card(
-    directory: Path,
-    trainer: Trainer,
-    texts: Sequence[TextFile],
-    validation_texts: Sequence[TextFile],
-    bits_per_byte: Mapping[str, float],
-    dtype: str,
-) -> None:
+
+def write_model_card(directory: Path, trainer: Trainer, data: Data, bits: Mapping[str, float]) -> None:
     """Writes `README.md` beside the weights.
 
     Args:
         directory: the model's.
         trainer: at the end of the training.
-        texts: that it learned from.
-        validation_texts: that it didn't.
-        bits_per_byte: of the validation texts, by file name.
-        dtype: of the saved weights.
+        data: what it learned from and was measured by.
+        bits: of each validation, by its name.
     """
     model, settings = trainer.model, trainer.settings
-    held_out = [f"| {name} | {value:.4f} |" for name, value in bits_per_byte.items()]
+    held_out = [f"| {name} | {value:.4f} |" for name, value in bits.items()]
     results = (
-        f"Bits per byte on held-out texts, read in full, at most {settings.validation_tokens:,} tokens at a time:\n\n"
-        + "\n".join(["| text | bits per byte |", "| --- | --- |", *held_out])
+        f"{_UNITS[data.unit].format(tokens=settings.checkpoint.validation_tokens)}:\n\n"
+        + "\n".join([f"| data | bits per {data.unit} |", "| --- | --- |", *held_out])
         if held_out
-        else "No held-out text was given, so nothing is known about how well the model does on other texts."
+        else "There was no held-out data, so nothing is known about how well the model does on other data."
     )
     card = _TEMPLATE.format(
-        title=directory.resolve().name,
+        pipeline="text-generation" if data.unit == "byte" else "unconditional-image-generation",
+        title=settings.card.title or directory.resolve().name,
         parameters=model.num_parameters,
         max_tokens=model.config.max_tokens,
         vocab_size=model.config.vocab_size,
-        dtype=dtype,
+        dtype=settings.dtype,
         figures=results,
         steps=trainer.step,
         tokens=trainer.tokens,
         epochs=trainer.epochs,
         minutes=trainer.seconds / 60,
-        texts=_table(texts) + ("\n\nHeld out:\n\n" + _table(validation_texts) if validation_texts else ""),
-        settings="\n".join(f"| {name} | {value} |" for name, value in settings.to_dict().items() if value is not None),
+        licence=f"Licence: {settings.card.data_licence}\n\n" if settings.card.data_licence else "",
+        files=_table(data.files) + ("\n\nHeld out:\n\n" + _table(data.validation_files) if held_out else ""),
+        limits=_LIMITS[data.unit],
+        settings="\n".join(f"| {name} | {value} |" for name, value in _flat(settings.to_dict())),
     )
     (directory / "README.md").write_text(card, encoding="utf-8")
 
 
-def _table(texts: Sequence[TextFile]) -> str:
-    rows = [f"| {text.path.name} | {len(text.content):,} | `{text.sha256}` |" for text in texts]
+def _table(files: Sequence[DataFile]) -> str:
+    rows = [f"| {file.path.name} | {file.size_bytes:,} | `{file.sha256}` |" for file in files]
     return "\n".join(["| file | bytes | SHA-256 |", "| --- | --- | --- |", *rows])
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Values by their dotted names; without the card's own ones and paths, which say something about a machine."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        for key, each in value.items():
+            if name or key not in ("card", "output"):
+                yield from _flat(each, f"{name}.{key}" if name else str(key))
+    elif name.partition(".")[0] != "data" or name in ("data.vocab_size", "data.augment"):
+        yield name, value

@@ -1,24 +1,39 @@
-"""AdamW and its learning rate."""
+"""Which optimizer updates which parameters."""
 
-import math
+from typing import Any
 
 import torch
 from torch import nn
 
+from reformer_core.model import ReformerModel
+from reformer_core.train.muon import Muon
+from reformer_core.train.settings import OptimizerSettings
+
 BETAS = (0.9, 0.98)  # a short memory of the squared gradients: runs are of thousands of steps, not of millions
 
 
-def build_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with decoupled decay of the linear layers' matrices only."""
-    decayed = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    decayed_ids = set(map(id, decayed))
-    others = [parameter for parameter in model.parameters() if id(parameter) not in decayed_ids]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)
+def build_optimizers(model: ReformerModel, settings: OptimizerSettings) -> list[torch.optim.Optimizer]:
+    """AdamW for everything; or Muon for the matrices of the layers and AdamW for all else.
 
-
-def learning_rate_share(done: float, warmup: float) -> float:
-    """Share of the peak learning rate after the share `done` of the budget: up linearly, then down along a cosine."""
-    if done < warmup:
-        return done / warmup
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / (1 - warmup))))
+    Weight decay is decoupled, and of the linear layers' matrices only. One learning rate is right for both.
+    """
+    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    hidden = {id(parameter) for parameter in model.layers.parameters()}
+    by_muon, decayed, others = [], [], []
+    for parameter in model.parameters():
+        if id(parameter) not in matrices:
+            others.append(parameter)
+        elif settings.kind == "muon" and id(parameter) in hidden:
+            by_muon.append(parameter)
+        else:
+            decayed.append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=settings.learning_rate, betas=BETAS, fused=True)
+    ]
+    if by_muon:
+        optimizers.append(Muon(by_muon, settings.learning_rate, settings.weight_decay))
+    return optimizers

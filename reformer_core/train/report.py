@@ -1,7 +1,7 @@
-"""What a run tells: a progress bar (lines, where there is no terminal) and a log of JSON lines."""
+"""What a run tells: a progress bar (lines, where there is no terminal), a log of JSON lines, and a plot of that."""
 
 import json
-import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from reformer_core.train.plot import draw_plot
 from reformer_core.train.trainer import StepResult, Trainer
 
 LOG_FILE = "train.jsonl"
+PLOT_FILE = "train.png"
 _LOG_SECONDS = 10.0
 
 
@@ -30,14 +32,21 @@ class _TimeLeft(ProgressColumn):
 class Report:
     """Shows and logs a run's steps, averaged over a few seconds, and its validations. A context manager."""
 
-    def __init__(self, directory: Path, bytes_per_token: float, console: Console) -> None:
+    def __init__(
+        self, directory: Path, unit: str, bits_per_nat: float, phases: Sequence[str], console: Console
+    ) -> None:
         """Args:
-        directory: the log is appended to `train.jsonl` there.
-        bytes_per_token: of the training texts.
+        directory: the log is appended to `train.jsonl` there; the plot is `train.png`.
+        unit: what bits are counted a unit of.
+        bits_per_nat: turns nats a token into bits a unit.
+        phases: each phase's title in the plot.
         console: where to show.
         """
+        self._directory = directory
         self._log = (directory / LOG_FILE).open("a", encoding="utf-8")
-        self._bits_per_nat_and_byte = 1 / math.log(2) / bytes_per_token
+        self._unit = unit
+        self._bits_per_nat = bits_per_nat
+        self._phases = phases
         self._console = console
         self._progress = Progress(
             TextColumn("step {task.fields[step]:,}"),
@@ -70,32 +79,38 @@ class Report:
         self._tokens += result.tokens
         self._seconds += result.seconds
         loss = sum(self._losses) / len(self._losses)
+        bits, speed = loss * self._bits_per_nat, self._tokens / self._seconds
         entry = {
             "step": trainer.step,
             "tokens": trainer.tokens,
             "seconds": round(trainer.seconds, 1),
+            "phase": result.phase,
             "loss": round(loss, 4),
-            "bits_per_byte": round(loss * self._bits_per_nat_and_byte, 4),
+            f"bits_per_{self._unit}": round(bits, 4),
             "learning_rate": result.learning_rate,
-            "tokens_per_second": round(self._tokens / self._seconds),
+            "tokens_per_second": round(speed),
         }
-        figures = "loss {loss:.3f}  {bits_per_byte:.3f} bits/byte  {tokens_per_second:,} tokens/s".format(**entry)
+        figures = f"loss {loss:.3f}  {bits:.3f} bits/{self._unit}  {speed:,.0f} tokens/s"
         done = trainer.done
         left = trainer.seconds / done * (1 - done) if done > 0 else None
         self._progress.update(self._task, completed=done, step=trainer.step, figures=figures, seconds_left=left)
-        if self._seconds >= _LOG_SECONDS or done >= 1:
+        if self._seconds >= _LOG_SECONDS or trainer.progress.phase_index > result.phase:
             self._write(entry)
             if not self._console.is_terminal:
                 self.message(f"step {trainer.step:,}  {done:.1%}  {figures}")
             self._losses, self._tokens, self._seconds = [], 0, 0.0
 
-    def validated(self, trainer: Trainer, bits_per_byte: dict[str, float]) -> None:
-        """After the validation texts were read."""
-        if not bits_per_byte:
+    def validated(self, trainer: Trainer, bits: dict[str, float]) -> None:
+        """After validation data was read."""
+        if not bits:
             return
-        self._write({"step": trainer.step, "validation_bits_per_byte": bits_per_byte})
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in bits_per_byte.items())
-        self.message(f"step {trainer.step:,}  validation, bits/byte: {figures}")
+        self._write({"step": trainer.step, "tokens": trainer.tokens, f"validation_bits_per_{self._unit}": bits})
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in bits.items())
+        self.message(f"step {trainer.step:,}  validation, bits/{self._unit}: {figures}")
+
+    def draw(self) -> None:
+        """Draws the plot anew."""
+        draw_plot(self._directory / LOG_FILE, self._directory / PLOT_FILE, self._unit, self._phases)
 
     def message(self, text: str) -> None:
         """A line above the progress bar."""
