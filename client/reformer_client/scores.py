@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from reformer_client.results import Timings
+from reformer_client.results import ModelInfo, Timings
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,28 @@ class Scores(ScoreBlock):
         if not size:
             raise ValueError("bits per byte need a text, but these tokens have none")
         return -self.total_logprob / math.log(2) / size
+
+    def to_html(self, *, title: str = "Scores", model: ModelInfo | None = None) -> str:
+        """One page that shows the surprise along the text, the passages that stand out, and the text shaded by it.
+
+        It asks no network for anything, and can be saved and sent as it is. A million tokens make about 5 MB.
+
+        Args:
+            title: names what was scored.
+            model: what `client.model()` returned, if the page shall say what scored it.
+
+        Raises:
+            ValueError: there are no tokens.
+        """
+        from reformer_client.report import page
+
+        return page(self, title=title, model=model)
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: figures, a line of the surprise along the text, the passages that stand out."""
+        from reformer_client.report import summary
+
+        return summary(self)
 
 
 def float32_view(data: bytes) -> "memoryview[float]":
