@@ -10,13 +10,15 @@ from reformer_core.memory_plan import MemoryPlan
 from reformer_core.model import ReformerModel
 from reformer_core.requests import Request
 from reformer_core.sampling_params import SamplingParams
-from reformer_core.tokenizers import Tokenizer, load_tokenizer
+from reformer_core.tokenizers import Picture, PixelTokenizer, Tokenizer, load_tokenizer
 
 __all__ = [
     "Document",
     "Engine",
     "EngineLoad",
     "MemoryPlan",
+    "Picture",
+    "PixelTokenizer",
     "ReformerConfig",
     "ReformerModel",
     "Request",

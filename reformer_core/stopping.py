@@ -15,10 +15,10 @@ class OutputText:
             eos_token_id: the model's, which always is a stop id.
 
         Raises:
-            InvalidParameterError: stop texts without a tokenizer.
+            InvalidParameterError: stop texts without a tokenizer, or for pictures.
         """
-        if params.stop and tokenizer is None:
-            raise InvalidParameterError("stop", "must be empty, for this model has no tokenizer; use stop_ids")
+        if params.stop and (tokenizer is None or tokenizer.kind == "pixels"):
+            raise InvalidParameterError("stop", "must be empty, for this model's tokens have no text; use stop_ids")
         # What is generated goes on from a document or a prompt.
         self._decoder = None if tokenizer is None else tokenizer.decoder(continues=True)
         self._stop_texts = StopTexts(params.stop)

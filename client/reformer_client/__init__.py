@@ -34,7 +34,8 @@ from reformer_client.errors import (
     UnimplementedError,
     UnknownError,
 )
-from reformer_client.messages import Sampling
+from reformer_client.messages import Drawing, Sampling
+from reformer_client.pictures import CompletedImage, ImageCompletions, ImageSource, TokenizedImage
 from reformer_client.progress import OnProgress
 from reformer_client.results import (
     ContentType,
@@ -70,6 +71,7 @@ __all__ = [
     "AsyncScoreStream",
     "CancelledError",
     "Client",
+    "CompletedImage",
     "ContentType",
     "ContinuationScore",
     "DataLossError",
@@ -79,6 +81,7 @@ __all__ = [
     "DocumentList",
     "DocumentScoreStream",
     "Documents",
+    "Drawing",
     "FailedPreconditionError",
     "FieldViolation",
     "FinishReason",
@@ -86,6 +89,8 @@ __all__ = [
     "GenerationFinished",
     "GenerationStarted",
     "GenerationStream",
+    "ImageCompletions",
+    "ImageSource",
     "InternalError",
     "InvalidArgumentError",
     "Keepalive",
@@ -107,6 +112,7 @@ __all__ = [
     "Source",
     "Timings",
     "Token",
+    "TokenizedImage",
     "TopToken",
     "UnauthenticatedError",
     "UnavailableError",

@@ -10,7 +10,8 @@ from reformer_client.calls import Caller
 from reformer_client.connection import TLS, ChannelOptions, Connection, Keepalive, Token
 from reformer_client.documents import AsyncDocuments
 from reformer_client.errors import UnavailableError
-from reformer_client.messages import Sampling
+from reformer_client.messages import Drawing, Sampling
+from reformer_client.pictures import ImageCompletions, ImageSource, TokenizedImage, complete_image, image_bytes
 from reformer_client.progress import OnProgress
 from reformer_client.results import Load, ModelInfo
 from reformer_client.retry import RetryPolicy
@@ -108,6 +109,67 @@ class AsyncClient:
         method = self._caller.services.model.Detokenize
         request = model_pb2.DetokenizeRequest(token_ids=messages.token_ids_message(ids))
         return (await self._caller.unary(method, request, timeout=timeout)).text
+
+    async def tokenize_image(
+        self, source: ImageSource, *, resize: bool = False, timeout: float | None = None
+    ) -> TokenizedImage:
+        """The token ids of a picture, for a model that reads pictures.
+
+        Args:
+            source: the Path or the bytes of a PNG or JPEG file, at most 1 MB.
+            resize: bring a picture of another size to the model's, which may change its proportions.
+            timeout: in seconds.
+
+        Raises TypeError or OSError for a source that can't be read, InvalidArgumentError for no such picture.
+        """
+        image = model_pb2.Image(data=await image_bytes(source), resize=resize)
+        method = self._caller.services.model.Tokenize
+        response = await self._caller.unary(method, model_pb2.TokenizeRequest(image=image), timeout=timeout)
+        return TokenizedImage(tuple(response.ids), tuple(response.notes))
+
+    async def detokenize_image(
+        self, ids: Sequence[int], *, columns: int | None = None, timeout: float | None = None
+    ) -> bytes:
+        """A PNG file of whole rows of pixels, at most 131,072 ids.
+
+        Args:
+            ids: of the rows.
+            columns: pictures side by side, for the ids of several whole ones. Default: one below the other.
+            timeout: in seconds.
+        """
+        method = self._caller.services.model.Detokenize
+        request = model_pb2.DetokenizeRequest(token_ids=messages.token_ids_message(ids), columns=columns)
+        return (await self._caller.unary(method, request, timeout=timeout)).png
+
+    async def complete_image(
+        self,
+        source: ImageSource,
+        *,
+        keep_rows: int | None = None,
+        samples: int = 1,
+        resize: bool = False,
+        on_progress: OnProgress | None = None,
+        timeout: float | None = None,
+        **drawing: Unpack[Drawing],
+    ) -> ImageCompletions:
+        """Keeps a picture's first rows and has the model draw the rest, several times at once.
+
+        The rows that are kept are read once, as a document; the samples are generations on it.
+
+        Args:
+            source: the Path or the bytes of a PNG or JPEG file, at most 1 MB.
+            keep_rows: rows of pixels that stay, from the top; at least 1, below the picture's height. Default: half.
+            samples: how many completions are drawn.
+            resize: bring a picture of another size to the model's, which may change its proportions.
+            on_progress: hears how many of all samples' tokens are drawn.
+            timeout: in seconds, for each of the calls that this makes.
+            drawing: temperature, top_k, top_p, min_p, repetition_penalty, and the first sample's seed; each further
+                one's is one more.
+
+        Raises TypeError, ValueError or OSError for arguments that can't be used, InvalidArgumentError if the source is
+        no picture, or of another size, or if the model doesn't read pictures.
+        """
+        return await complete_image(self, source, keep_rows, samples, resize, on_progress, timeout, drawing)
 
     async def _score(self, source: Source, timeout: float | None) -> AsyncGenerator[inference_pb2.ScoreResponse]:
         """The responses of a Score call; opens the source, and closes it at the end."""

@@ -123,6 +123,9 @@ class Client(Facade[AsyncClient]):
     load = blocking(AsyncClient.load)
     tokenize = blocking(AsyncClient.tokenize)
     detokenize = blocking(AsyncClient.detokenize)
+    tokenize_image = blocking(AsyncClient.tokenize_image)
+    detokenize_image = blocking(AsyncClient.detokenize_image)
+    complete_image = blocking(AsyncClient.complete_image)
 
     def close(self) -> None:
         """Cancels what is running and closes the connection."""

@@ -31,7 +31,7 @@ class DocumentFacts:
 
     @property
     def content_type(self) -> ContentType:
-        """Whether text or token ids were uploaded."""
+        """Whether text, token ids or a picture was uploaded."""
         return self.info.content_type
 
     @property
@@ -108,7 +108,9 @@ class AsyncDocument(DocumentFacts):
             self._caller.services.documents.ReadDocumentScores, request, timeout=timeout, document_id=self.id
         )
         is_whole = not start and end in (None, self.tokens)
-        return AsyncDocumentScoreStream(events, self.content_bytes if is_whole else None)
+        # A picture's bits are counted a value of its pixels, whatever format its file has.
+        size = self.tokens if self.content_type is ContentType.IMAGE else self.content_bytes
+        return AsyncDocumentScoreStream(events, size if is_whole else None)
 
     async def score_continuations(
         self, continuations: Sequence[str | Sequence[int]], *, timeout: float | None = None

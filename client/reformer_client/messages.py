@@ -26,8 +26,8 @@ from reformer_client.scores import ScoreBlock, float32_view, uint32_view
 from reformer_client.token_ids import token_ids
 
 
-class Sampling(TypedDict, total=False):
-    """How tokens are chosen. The filters apply in this order; what is left out has the server's default."""
+class Drawing(TypedDict, total=False):
+    """How tokens are drawn. The filters apply in this order; what is left out has the server's default."""
 
     temperature: float
     """0 and more; 0 takes the most likely token. Default: 1."""
@@ -41,6 +41,11 @@ class Sampling(TypedDict, total=False):
     """Drop tokens less likely than this times the most likely one. 0 to 1. Default: 0 (off)."""
     seed: int
     """The same seed gives the same tokens. Default: drawn by the server."""
+
+
+class Sampling(Drawing, total=False):
+    """How tokens are drawn, and when a generation ends."""
+
     max_tokens: int
     """1 and more. Default: 256."""
     stop: str | Sequence[str]
@@ -178,10 +183,13 @@ def continuation_score(message: inference_pb2.ContinuationScore) -> Continuation
 
 def document_info(message: document_pb2.Document) -> DocumentInfo:
     """A document as the server describes it."""
-    is_ids = message.content_type == document_pb2.CONTENT_TYPE_TOKEN_IDS
+    content_types = {
+        document_pb2.CONTENT_TYPE_TOKEN_IDS: ContentType.TOKEN_IDS,
+        document_pb2.CONTENT_TYPE_IMAGE: ContentType.IMAGE,
+    }
     return DocumentInfo(
         id=message.document_id,
-        content_type=ContentType.TOKEN_IDS if is_ids else ContentType.TEXT,
+        content_type=content_types.get(message.content_type, ContentType.TEXT),
         tokens=message.tokens,
         content_bytes=message.content_bytes,
         sha256=message.sha256,
@@ -190,6 +198,7 @@ def document_info(message: document_pb2.Document) -> DocumentInfo:
         expire_time=message.expire_time.ToDatetime(UTC),
         has_scores=message.has_scores,
         cached=message.cached,
+        notes=tuple(message.notes),
     )
 
 

@@ -10,6 +10,7 @@ class ContentType(Enum):
 
     TEXT = "text"
     TOKEN_IDS = "token_ids"
+    IMAGE = "image"
 
 
 class FinishReason(Enum):
@@ -146,6 +147,8 @@ class DocumentInfo:
     """Whether its scores can be read."""
     cached: bool
     """Whether the server had the same content already, and computed nothing."""
+    notes: tuple[str, ...] = ()
+    """What the server had to change in a picture to read it."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,9 @@ class ModelInfo:
     max_content_bytes: int
     max_lease_seconds: int
     tokenizer: str
+    picture_height: int
+    """Of the pictures that the model reads, in pixels; 0 if it reads text."""
+    picture_width: int
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ class Scores(ScoreBlock):
     """Size of what was uploaded, in bytes; None for a range of a document."""
     timings: Timings | None = None
     """Where the time went; None if nothing was computed."""
+    notes: tuple[str, ...] = ()
+    """What the server had to change in a picture to read it."""
 
     @property
     def tokens(self) -> int:

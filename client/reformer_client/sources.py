@@ -30,7 +30,10 @@ Source = (
     | AsyncIterable[bytes]
 )
 """A `str` is text, a `Path` is a file; bytes, binary files and (async) iterables of bytes are UTF-8 text as well.
+Files and bytes that begin as PNG or JPEG do, which no UTF-8 text can, are pictures.
 A sequence of ints (or an array of them, as of `array` or numpy) is token ids."""
+
+IMAGE_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
 
 class SourceNotSeekableError(ValueError):
@@ -97,16 +100,24 @@ def _encoded_ids(source: object) -> bytes | None:
     return ids.tobytes()
 
 
+def content_type_of(beginning: bytes) -> document_pb2.ContentType.ValueType:
+    """A picture or text, by a content's first bytes: 8 are enough."""
+    if beginning.startswith(IMAGE_SIGNATURES):
+        return document_pb2.CONTENT_TYPE_IMAGE
+    return document_pb2.CONTENT_TYPE_TEXT
+
+
 class BytesContent:
     """Content in memory."""
 
     def __init__(
         self,
         data: bytes | bytearray | memoryview,
-        content_type: document_pb2.ContentType.ValueType = document_pb2.CONTENT_TYPE_TEXT,
+        content_type: document_pb2.ContentType.ValueType | None = None,
     ) -> None:
+        """`content_type` None: a picture or text, as its first bytes tell."""
         self._data = memoryview(data).cast("B")
-        self.content_type = content_type
+        self.content_type = content_type_of(bytes(self._data[:8])) if content_type is None else content_type
         self.total_bytes: int | None = self._data.nbytes
 
     async def read(self, offset: int) -> bytes:
@@ -122,12 +133,11 @@ class BytesContent:
 class FileContent:
     """A seekable binary file, from where it stands to its end."""
 
-    content_type = document_pb2.CONTENT_TYPE_TEXT
-
     def __init__(self, file: BinaryIO, *, closes: bool = False) -> None:
         self._file = file
         self._closes = closes
         self._start = file.tell()
+        self.content_type = content_type_of(file.read(8))
         self.total_bytes: int | None = file.seek(0, os.SEEK_END) - self._start
         # A read goes on in its thread after its task was cancelled: it must not move the file under the next one.
         self._lock = threading.Lock()
@@ -159,7 +169,7 @@ class FileContent:
 class IterableContent:
     """Blocks that come once. The latest is kept, so that an upload that broke off in it can go on."""
 
-    content_type = document_pb2.CONTENT_TYPE_TEXT
+    content_type: document_pb2.ContentType.ValueType = document_pb2.CONTENT_TYPE_TEXT
     total_bytes: int | None = None
 
     def __init__(self, blocks: Iterable[bytes] | AsyncIterable[bytes]) -> None:

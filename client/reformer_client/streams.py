@@ -143,6 +143,7 @@ class AsyncScoreStream(AsyncStream[inference_pb2.ScoreResponse, ScoreBlock]):
             total_logprob=self._summary.total_logprob,
             content_bytes=self._summary.content_bytes,
             timings=messages.timings(self._summary.timings),
+            notes=tuple(self._summary.notes),
         )
 
     async def _receive(self, event: inference_pb2.ScoreResponse) -> Iterable[ScoreBlock]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -95,11 +96,15 @@ class PixelTokenizer:
     def decoder(self, *, continues: bool = False) -> IncrementalDecoder:
         return IncrementalDecoder((b"",) * self.vocab_size)
 
-    def to_png(self, token_ids: Sequence[int]) -> bytes:
+    def to_png(self, token_ids: Sequence[int], *, columns: int = 1) -> bytes:
         """Whole rows of pixels as a PNG file, as wide as the model's pictures and as high as there are rows.
 
+        Args:
+            token_ids: int [rows * width * 3].
+            columns: with more than one, the ids are those of whole pictures, which are put side by side.
+
         Raises:
-            InvalidTokensError: there are none, the last row isn't whole, or an id isn't from 0 to 255.
+            InvalidTokensError: there are none, the last row (or picture) isn't whole, or an id isn't from 0 to 255.
         """
         if not token_ids or len(token_ids) % self.row_tokens:
             raise InvalidTokensError(
@@ -107,9 +112,22 @@ class PixelTokenizer:
             )
         self.decode(token_ids)  # for the error alone
         pixels = np.array(token_ids, dtype=np.uint8).reshape(-1, self.width, CHANNELS)
+        if columns > 1:
+            pixels = self._side_by_side(pixels, columns)
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "PNG", optimize=True)
         return file.getvalue()
+
+    def _side_by_side(self, pixels: npt.NDArray[np.uint8], columns: int) -> npt.NDArray[np.uint8]:
+        """Rows of pictures [pictures * height, width, 3] to a grid of them, with white where there is none."""
+        if len(pixels) % self.height:
+            raise InvalidTokensError(f"{len(pixels)} rows are no whole pictures: a picture has {self.height} rows")
+        pictures = len(pixels) // self.height
+        columns = min(columns, pictures)
+        missing = -pictures % columns * self.height
+        pixels = np.pad(pixels, ((0, missing), (0, 0), (0, 0)), constant_values=255)
+        grid = pixels.reshape(-1, columns, self.height, self.width, CHANNELS).swapaxes(1, 2)
+        return grid.reshape(-1, columns * self.width, CHANNELS)
 
     def save(self, directory: Path) -> None:
         size = {"height": self.height, "width": self.width}

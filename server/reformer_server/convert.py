@@ -48,6 +48,7 @@ def document(entry: Entry, *, cached: bool = False) -> document_pb2.Document:
         expire_time=timestamp(entry.expire_time),
         has_scores=entry.document.scores is not None,
         cached=cached,
+        notes=entry.shared.notes,
     )
 
 

@@ -44,7 +44,7 @@ class DocumentService(DocumentServiceServicer):
         header = (await first_message(request_iterator)).header
         document_id = validation.optional_document_id(header, context, "header.document_id") or str(uuid.uuid4())
         lease = validation.lease_seconds(header, self._settings, "header.lease")
-        announced = validation.content_header(header, document_id, self._settings, self._model.max_tokens)
+        announced = validation.content_header(header, document_id, self._settings, self._model)
 
         there = self._documents.check(announced)
         if there is not None and announced.sha256 is not None and _serves(there, header):

@@ -19,9 +19,12 @@ MAX_REMEMBERED_IDS = 10_000
 class SharedDocument:
     """A document of the engine with a count of its users: ids that name it, and calls that are using it."""
 
-    def __init__(self, document: Document, free: "Callable[[SharedDocument], None]") -> None:
-        """The creator is the first user; `free` is called after the last one."""
+    def __init__(
+        self, document: Document, free: "Callable[[SharedDocument], None]", notes: tuple[str, ...] = ()
+    ) -> None:
+        """The creator is the first user; `free` is called after the last one. `notes` say what was changed in it."""
         self.document = document
+        self.notes = notes
         self._free = free
         self._users = 1
 
@@ -83,7 +86,7 @@ class DocumentRegistry:
         """Memory of all documents that are in use, each counted once."""
         return sum(shared.document.nbytes for shared in list(self._by_content.values()))
 
-    def share(self, key: ContentKey, document: Document) -> SharedDocument:
+    def share(self, key: ContentKey, document: Document, notes: tuple[str, ...] = ()) -> SharedDocument:
         """Takes over a new document of the engine; the caller is its first user."""
 
         def free(shared: SharedDocument) -> None:
@@ -91,7 +94,7 @@ class DocumentRegistry:
                 del self._by_content[key]
             self._free(shared.document)
 
-        shared = self._by_content[key] = SharedDocument(document, free)
+        shared = self._by_content[key] = SharedDocument(document, free, notes)
         return shared
 
     def find(self, key: ContentKey, *, with_scores: bool) -> SharedDocument | None:

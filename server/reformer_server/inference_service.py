@@ -12,7 +12,7 @@ from reformer.v1.inference_pb2_grpc import InferenceServiceServicer
 from reformer_core.events import ContinuationScored, Finished, Progress, Scores
 from reformer_server import convert, validation
 from reformer_server.calls import Context
-from reformer_server.content import Encoder, ids_to_bytes, logprobs_to_bytes
+from reformer_server.content import Encoded, Encoder, ids_to_bytes, logprobs_to_bytes
 from reformer_server.documents import DocumentRegistry
 from reformer_server.engine_thread import EngineThread
 from reformer_server.errors import InvalidFieldError, naming
@@ -67,7 +67,8 @@ class InferenceService(InferenceServiceServicer):
     ) -> AsyncIterator[pb.ScoreResponse]:
         """Scores the content that is sent, and keeps nothing of it."""
         deadline = validation.deadline(context)
-        token_ids, content_bytes = await self._receive(request_iterator)
+        encoded = await self._receive(request_iterator)
+        token_ids = encoded.token_ids
         total_logprob, decoder = 0.0, self._model.tokenizer.decoder()
         with naming("chunk.data"):
             async with self._engine.request(
@@ -86,9 +87,10 @@ class InferenceService(InferenceServiceServicer):
                             self._metrics.scored_tokens.inc(len(token_ids))
                             summary = pb.ScoreSummary(
                                 tokens=len(token_ids),
-                                content_bytes=content_bytes,
+                                content_bytes=encoded.size_bytes,
                                 total_logprob=total_logprob,
                                 timings=convert.timings(event.timings),
+                                notes=encoded.notes,
                             )
                             yield pb.ScoreResponse(summary=summary)
 
@@ -126,15 +128,13 @@ class InferenceService(InferenceServiceServicer):
             raise InvalidFieldError(kind or "prompt", "must not be empty without a document_id")
         return prompt
 
-    async def _receive(self, requests: AsyncIterator[pb.ScoreRequest]) -> tuple[torch.Tensor, int]:
-        """Token ids, int64 [n], and how many bytes they were."""
+    async def _receive(self, requests: AsyncIterator[pb.ScoreRequest]) -> Encoded:
         header = (await first_message(requests)).header
-        announced = validation.content_header(header, str(uuid.uuid4()), self._settings, self._model.max_tokens)
+        announced = validation.content_header(header, str(uuid.uuid4()), self._settings, self._model)
         async with self._uploads.hold(announced) as upload:
             upload.forget()
             await receive(requests, upload)
-            content = upload.finish()
-            return await self._encoder.content(content), len(content.data)
+            return await self._encoder.content(upload.finish())
 
     async def _continuations(self, continuations: Sequence[pb.Continuation]) -> list[torch.Tensor]:
         if not 1 <= len(continuations) <= validation.MAX_CONTINUATIONS:

@@ -40,7 +40,7 @@ class ModelService(ModelServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         """The model and the server's limits."""
-        model = self._model.model
+        model, pixels = self._model.model, self._model.pixels
         return pb.GetModelResponse(
             name=self._model.name,
             server_version=VERSION,
@@ -54,10 +54,14 @@ class ModelService(ModelServiceServicer):
             max_content_bytes=self._settings.max_content_bytes,
             max_lease_seconds=int(self._settings.max_lease_seconds),
             tokenizer=self._model.tokenizer.kind,
+            picture_height=pixels.height if pixels else 0,
+            picture_width=pixels.width if pixels else 0,
         )
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
-        """Text to ids."""
+        """Text or a picture to ids."""
+        if request.HasField("image"):
+            return await self._tokenize_picture(request.image)
         size = len(request.text.encode())
         if size > validation.MAX_TOKENIZE_BYTES:
             raise InvalidFieldError(
@@ -67,14 +71,28 @@ class ModelService(ModelServiceServicer):
         return _fitting(pb.TokenizeResponse(ids=ids.tolist()), "text")
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
-        """Ids to text."""
+        """Ids to text or to a picture."""
         count = len(request.token_ids.ids)
         if count > validation.MAX_DETOKENIZE_IDS:
             raise InvalidFieldError(
                 "token_ids.ids", f"must be at most {validation.MAX_DETOKENIZE_IDS:,}, but are {count:,}"
             )
         ids = validation.token_ids(request.token_ids.ids, "token_ids.ids", self._model.vocab_size)
-        return _fitting(pb.DetokenizeResponse(text=await self._encoder.decode(ids.tolist())), "token_ids.ids")
+        if self._model.pixels is not None:
+            columns = validation.columns(request)
+            response = pb.DetokenizeResponse(png=await self._encoder.png(ids.tolist(), columns))
+        else:
+            response = pb.DetokenizeResponse(text=await self._encoder.decode(ids.tolist()))
+        return _fitting(response, "token_ids.ids")
+
+    async def _tokenize_picture(self, image: pb.Image) -> pb.TokenizeResponse:
+        size = len(image.data)
+        if size > validation.MAX_TOKENIZE_IMAGE_BYTES:
+            raise InvalidFieldError(
+                "image.data", f"must be at most {validation.MAX_TOKENIZE_IMAGE_BYTES:,} bytes, but is {size:,}"
+            )
+        picture = await self._encoder.picture(image.data, resize=image.resize)
+        return _fitting(pb.TokenizeResponse(ids=picture.token_ids.tolist(), notes=picture.notes), "image.data")
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Context) -> pb.GetLoadResponse:
         """How busy the server is."""

@@ -76,13 +76,13 @@ class Prefills:
                 _end(prefill.task)
 
     async def _read(self, prefill: Prefill, content: Content, keep_scores: bool) -> SharedDocument:
-        ids = await self._encoder.content(content)
+        encoded = await self._encoder.content(content)
         self._documents.sweep()  # what has expired makes room, before the engine looks for it
         document: Document | None = None
         try:
             with naming("chunk.data"):
                 async with self._engine.request(
-                    lambda engine, sink: engine.submit_prefill(ids, sink, keep_scores=keep_scores)
+                    lambda engine, sink: engine.submit_prefill(encoded.token_ids, sink, keep_scores=keep_scores)
                 ) as stream:
                     async for events in stream.batches():
                         for event in events:
@@ -97,7 +97,7 @@ class Prefills:
             raise
         assert document is not None, "the engine finished a prefill without a document"
         self._metrics.prefill_tokens.labels("computed").inc(document.tokens)
-        return self._documents.share(content.key, document)
+        return self._documents.share(content.key, document, encoded.notes)
 
 
 def _end(task: asyncio.Task[SharedDocument]) -> None:

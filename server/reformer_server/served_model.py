@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from reformer_core import ReformerModel, Tokenizer, embedded_model_path, load_model, load_tokenizer
+from reformer_core import PixelTokenizer, ReformerModel, Tokenizer, embedded_model_path, load_model, load_tokenizer
 from reformer_core.checkpoint import model_directory
 from reformer_server.settings import Settings
 
@@ -25,6 +25,11 @@ class ServedModel:
     def vocab_size(self) -> int:
         """Ids are below this."""
         return self.model.config.vocab_size
+
+    @property
+    def pixels(self) -> PixelTokenizer | None:
+        """The tokenizer of a model that reads pictures; None: it reads text."""
+        return self.tokenizer if isinstance(self.tokenizer, PixelTokenizer) else None
 
 
 def load_served_model(settings: Settings) -> ServedModel:

@@ -10,12 +10,13 @@ import torch
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from reformer.v1 import document_pb2, inference_pb2
+from reformer.v1 import document_pb2, inference_pb2, model_pb2
 from reformer_core import SamplingParams
 from reformer_core.errors import TooManyTokensError
 from reformer_server.calls import Context
 from reformer_server.content import TOKEN_ID_BYTES
 from reformer_server.errors import InvalidFieldError
+from reformer_server.served_model import ServedModel
 from reformer_server.settings import Settings
 from reformer_server.uploads import UploadHeader
 
@@ -36,6 +37,7 @@ DEFAULT_PAGE_SIZE = 100
 MAX_CONTINUATIONS = 1024
 MAX_CONTINUATION_TOKENS = 65_536  # 8 bytes a token have to fit into one message
 MAX_TOKENIZE_BYTES = 512 << 10
+MAX_TOKENIZE_IMAGE_BYTES = 1_000_000
 MAX_DETOKENIZE_IDS = 131_072
 
 
@@ -74,13 +76,17 @@ def content_header(
     header: document_pb2.DocumentHeader | inference_pb2.ScoreHeader,
     document_id: str,
     settings: Settings,
-    max_tokens: int,
+    model: ServedModel,
 ) -> UploadHeader:
     """What the header says about the content. Raises TooManyTokensError if that can't fit the model."""
-    if header.content_type not in (document_pb2.CONTENT_TYPE_TEXT, document_pb2.CONTENT_TYPE_TOKEN_IDS):
+    reads = document_pb2.CONTENT_TYPE_TEXT if model.pixels is None else document_pb2.CONTENT_TYPE_IMAGE
+    if header.content_type not in (reads, document_pb2.CONTENT_TYPE_TOKEN_IDS):
         raise InvalidFieldError(
-            "header.content_type", f"must be CONTENT_TYPE_TEXT or CONTENT_TYPE_TOKEN_IDS, but is {header.content_type}"
+            "header.content_type",
+            f"must be {_name(reads)} or CONTENT_TYPE_TOKEN_IDS for this model, which reads "
+            f"{'text' if model.pixels is None else 'pictures'}, but is {_name(header.content_type)}",
         )
+    max_tokens = model.max_tokens
     total = optional(header, "total_bytes")
     if total is not None:
         if header.content_type == document_pb2.CONTENT_TYPE_TOKEN_IDS and total > max_tokens * TOKEN_ID_BYTES:
@@ -143,6 +149,13 @@ def token_ids(ids: Sequence[int], field: str, vocab_size: int) -> torch.Tensor:
     return tensor
 
 
+def columns(request: model_pb2.DetokenizeRequest) -> int:
+    """Pictures side by side."""
+    if request.HasField("columns") and request.columns < 1:
+        raise InvalidFieldError("columns", f"must be 1 or more, but is {request.columns}")
+    return request.columns or 1
+
+
 def deadline(context: Context) -> float | None:
     """The call's deadline as a time.monotonic() instant; None: it has none."""
     remaining = context.time_remaining()
@@ -152,6 +165,11 @@ def deadline(context: Context) -> float | None:
 def optional(message: Message, field: str) -> Any:
     """The field's value, None if it is unset."""
     return getattr(message, field) if message.HasField(field) else None
+
+
+def _name(content_type: "document_pb2.ContentType.ValueType") -> str:
+    known = content_type in document_pb2.ContentType.values()
+    return document_pb2.ContentType.Name(content_type) if known else str(content_type)
 
 
 def _short(value: str) -> str:

@@ -230,9 +230,17 @@ def test_the_hub_is_imported_only_for_hub_ids() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
 
 
-def test_an_installation_without_the_embedded_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded_model, "_DIRECTORY", tmp_path)
-    with pytest.raises(CheckpointError, match="came without the embedded model; name another model's directory"):
+def test_an_installation_without_an_embedded_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded_model, "_MODELS", tmp_path)
+    with pytest.raises(CheckpointError, match="no embedded model 'text': it came without any; name a model's directory"):
         embedded_model_path()
-    (tmp_path / "config.json").write_text("{}")
-    assert embedded_model_path() == tmp_path
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "config.json").write_text("{}")
+    assert embedded_model_path() == tmp_path / "text"
+    for other in ("embedded:audio", "embedded:", "embedded:../text"):
+        with pytest.raises(CheckpointError, match=r"no embedded model .*: there are embedded:text; name a model's"):
+            load_config(other)
+
+
+def test_an_embedded_model_has_a_name() -> None:
+    assert load_config("embedded:text") == load_config(embedded_model_path())

@@ -96,7 +96,7 @@ def test_without_a_tokenizer_there_are_only_ids() -> None:
     output = OutputText(None, SamplingParams(max_tokens=2), None)
     assert output.push(300) == ("", None)
     assert output.push(301) == ("", FinishReason.LENGTH)
-    with pytest.raises(InvalidParameterError, match="stop: must be empty, for this model has no tokenizer"):
+    with pytest.raises(InvalidParameterError, match="stop: must be empty, for this model's tokens have no text"):
         OutputText(None, SamplingParams(stop=("x",)), None)
 
 

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import click
 
+from reformer_client.cli.drawing import drawing_options
 from reformer_client.cli.output import ProgressBar, print_json
 from reformer_client.cli.settings import Settings, json_option, pass_settings
 from reformer_client.client import Client, GenerationStream
@@ -18,12 +19,7 @@ from reformer_client.messages import Sampling
 @click.option("--document", "document_id", metavar="ID", help="Continue this document.")
 @click.option("--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Continue this text file.")
 @click.option("--max-tokens", type=int, help="Generate at most so many tokens. [default: 256]")
-@click.option("--temperature", type=float, help="0 takes the most likely token. [default: 1]")
-@click.option("--top-k", type=int, help="Draw from the k most likely tokens. [default: all]")
-@click.option("--top-p", type=float, help="Draw from the most likely tokens of this probability. [default: 1]")
-@click.option("--min-p", type=float, help="Draw from tokens this likely, relative to the likeliest. [default: 0]")
-@click.option("--repetition-penalty", type=float, help="Above 1 makes repetitions less likely. [default: 1]")
-@click.option("--seed", type=int, help="The same seed gives the same tokens. [default: random]")
+@drawing_options
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be repeated.")
 @click.option(
     "--stop-id", "stop_ids", multiple=True, type=int, metavar="ID", help="End at this token id; may be repeated."

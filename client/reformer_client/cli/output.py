@@ -5,9 +5,10 @@ import json
 import math
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import Enum
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -32,6 +33,12 @@ def print_facts(facts: Mapping[str, object]) -> None:
     width = max(map(len, facts))
     for name, value in facts.items():
         click.echo(f"{name:<{width}}  {value}")
+
+
+def print_notes(file: Path, notes: Sequence[str]) -> None:
+    """On stderr: what the server changed in a picture to read it."""
+    for note in notes:
+        click.echo(f"note: {file}: {note}", err=True)
 
 
 def _plain(value: Any) -> Any:

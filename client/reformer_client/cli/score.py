@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from reformer_client.cli.output import ProgressBar, print_facts, print_json
+from reformer_client.cli.output import ProgressBar, print_facts, print_json, print_notes
 from reformer_client.cli.settings import Settings, file_argument, json_option, opened, pass_settings
 
 
@@ -18,15 +18,17 @@ from reformer_client.cli.settings import Settings, file_argument, json_option, o
 @json_option
 @pass_settings
 def score(settings: Settings, /, file: Path, page: Path | None, as_json: bool) -> None:
-    """Score a text: bits per byte and perplexity.
+    """Score a text or a picture: bits per byte and perplexity.
 
-    FILE is UTF-8 text, `-` is standard input. The server retains nothing of it.
+    FILE is UTF-8 text, or a PNG or JPEG file for a model that reads pictures, whose bytes are then the values of its
+    pixels; `-` is text from standard input. The server retains nothing of it.
     """
     if page is not None:
         _check_writable(page, file)
     with settings.client() as client, ProgressBar("scoring") as bar:
         model = client.model() if page is not None else None
         scores = client.score(opened(file), on_progress=bar)
+    print_notes(file, scores.notes)
     if as_json:
         print_json(
             {

@@ -32,6 +32,10 @@ class _ContentTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ContentTy
     """UTF-8 text, tokenized by the server. Offsets and sizes count bytes."""
     CONTENT_TYPE_TOKEN_IDS: _ContentType.ValueType  # 2
     """Token ids, each a little-endian uint32 (4 bytes). Offsets and sizes count bytes."""
+    CONTENT_TYPE_IMAGE: _ContentType.ValueType  # 3
+    """A PNG or JPEG file, for a model that reads pictures, and of its size. The tokens are the values
+    from 0 to 255: row by row, pixel by pixel, red, green and blue. Offsets and sizes count bytes.
+    """
 
 class ContentType(_ContentType, metaclass=_ContentTypeEnumTypeWrapper):
     """What the bytes of a document are."""
@@ -41,6 +45,10 @@ CONTENT_TYPE_TEXT: ContentType.ValueType  # 1
 """UTF-8 text, tokenized by the server. Offsets and sizes count bytes."""
 CONTENT_TYPE_TOKEN_IDS: ContentType.ValueType  # 2
 """Token ids, each a little-endian uint32 (4 bytes). Offsets and sizes count bytes."""
+CONTENT_TYPE_IMAGE: ContentType.ValueType  # 3
+"""A PNG or JPEG file, for a model that reads pictures, and of its size. The tokens are the values
+from 0 to 255: row by row, pixel by pixel, red, green and blue. Offsets and sizes count bytes.
+"""
 Global___ContentType: _TypeAlias = ContentType  # noqa: Y015
 
 @_typing.final
@@ -242,6 +250,7 @@ class Document(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     HAS_SCORES_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     document_id: _builtins.str
     """The id."""
     content_type: Global___ContentType.ValueType
@@ -249,7 +258,7 @@ class Document(_message.Message):
     tokens: _builtins.int
     """Length in tokens."""
     content_bytes: _builtins.int
-    """Size of the uploaded content in bytes."""
+    """Size of the uploaded content in bytes; of a picture, that of its file."""
     sha256: _builtins.bytes
     """SHA-256 of the uploaded content, 32 bytes."""
     memory_bytes: _builtins.int
@@ -266,6 +275,10 @@ class Document(_message.Message):
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When its lease ends."""
 
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What had to be changed in a picture to read it, in words; e.g. "converted from grey to RGB"."""
+
     def __init__(
         self,
         *,
@@ -279,10 +292,11 @@ class Document(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         has_scores: _builtins.bool = ...,
         cached: _builtins.bool = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "content_bytes", b"content_bytes", "content_type", b"content_type", "create_time", b"create_time", "document_id", b"document_id", "expire_time", b"expire_time", "has_scores", b"has_scores", "memory_bytes", b"memory_bytes", "sha256", b"sha256", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "content_bytes", b"content_bytes", "content_type", b"content_type", "create_time", b"create_time", "document_id", b"document_id", "expire_time", b"expire_time", "has_scores", b"has_scores", "memory_bytes", b"memory_bytes", "notes", b"notes", "sha256", b"sha256", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -539,15 +539,20 @@ class ScoreSummary(_message.Message):
     CONTENT_BYTES_FIELD_NUMBER: _builtins.int
     TOTAL_LOGPROB_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     tokens: _builtins.int
     """Tokens in all, the first one included."""
     content_bytes: _builtins.int
-    """Size of the content in bytes."""
+    """Size of the content in bytes; of a picture that of its values, one byte each."""
     total_logprob: _builtins.float
     """Sum of the natural-log probabilities of all tokens but the first."""
     @_builtins.property
     def timings(self) -> Global___Timings:
         """Times."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What had to be changed in a picture to read it, in words; e.g. "converted from grey to RGB"."""
 
     def __init__(
         self,
@@ -556,10 +561,11 @@ class ScoreSummary(_message.Message):
         content_bytes: _builtins.int = ...,
         total_logprob: _builtins.float = ...,
         timings: Global___Timings | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_bytes", b"content_bytes", "timings", b"timings", "tokens", b"tokens", "total_logprob", b"total_logprob"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_bytes", b"content_bytes", "notes", b"notes", "timings", b"timings", "tokens", b"tokens", "total_logprob", b"total_logprob"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from reformer.v1 import inference_pb2 as reformer_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17reformer/v1/model.proto\x12\x0breformer.v1\x1a\x1breformer/v1/inference.proto\"\x11\n\x0fGetModelRequest\"\x88\x02\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0eserver_version\x18\x02 \x01(\t\x12\x12\n\nmax_tokens\x18\x03 \x01(\x04\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x12\n\nparameters\x18\x05 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x12\n\nnum_hashes\x18\x08 \x01(\r\x12\x16\n\x0eweights_digest\x18\t \x01(\x0c\x12\x19\n\x11max_content_bytes\x18\n \x01(\x04\x12\x19\n\x11max_lease_seconds\x18\x0b \x01(\x04\x12\x11\n\ttokenizer\x18\x0c \x01(\t\"\x1f\n\x0fTokenizeRequest\x12\x0c\n\x04text\x18\x01 \x01(\t\"#\n\x10TokenizeResponse\x12\x0f\n\x03ids\x18\x01 \x03(\rB\x02\x10\x01\"=\n\x11\x44\x65tokenizeRequest\x12(\n\ttoken_ids\x18\x01 \x01(\x0b\x32\x15.reformer.v1.TokenIds\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x10\n\x0eGetLoadRequest\"\xb8\x01\n\x0fGetLoadResponse\x12\x18\n\x10running_requests\x18\x01 \x01(\r\x12\x18\n\x10waiting_requests\x18\x02 \x01(\r\x12\x19\n\x11\x64\x65\x63ode_batch_size\x18\x03 \x01(\r\x12\x11\n\tdocuments\x18\x04 \x01(\x04\x12\x17\n\x0fused_page_bytes\x18\x05 \x01(\x04\x12\x18\n\x10total_page_bytes\x18\x06 \x01(\x04\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x32\xb5\x02\n\x0cModelService\x12G\n\x08GetModel\x12\x1c.reformer.v1.GetModelRequest\x1a\x1d.reformer.v1.GetModelResponse\x12G\n\x08Tokenize\x12\x1c.reformer.v1.TokenizeRequest\x1a\x1d.reformer.v1.TokenizeResponse\x12M\n\nDetokenize\x12\x1e.reformer.v1.DetokenizeRequest\x1a\x1f.reformer.v1.DetokenizeResponse\x12\x44\n\x07GetLoad\x12\x1b.reformer.v1.GetLoadRequest\x1a\x1c.reformer.v1.GetLoadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17reformer/v1/model.proto\x12\x0breformer.v1\x1a\x1breformer/v1/inference.proto\"\x11\n\x0fGetModelRequest\"\xb7\x02\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0eserver_version\x18\x02 \x01(\t\x12\x12\n\nmax_tokens\x18\x03 \x01(\x04\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x12\n\nparameters\x18\x05 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x12\n\nnum_hashes\x18\x08 \x01(\r\x12\x16\n\x0eweights_digest\x18\t \x01(\x0c\x12\x19\n\x11max_content_bytes\x18\n \x01(\x04\x12\x19\n\x11max_lease_seconds\x18\x0b \x01(\x04\x12\x11\n\ttokenizer\x18\x0c \x01(\t\x12\x16\n\x0epicture_height\x18\r \x01(\r\x12\x15\n\rpicture_width\x18\x0e \x01(\r\"%\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06resize\x18\x02 \x01(\x08\"Q\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12#\n\x05image\x18\x02 \x01(\x0b\x32\x12.reformer.v1.ImageH\x00\x42\t\n\x07\x63ontent\"2\n\x10TokenizeResponse\x12\x0f\n\x03ids\x18\x01 \x03(\rB\x02\x10\x01\x12\r\n\x05notes\x18\x02 \x03(\t\"_\n\x11\x44\x65tokenizeRequest\x12(\n\ttoken_ids\x18\x01 \x01(\x0b\x32\x15.reformer.v1.TokenIds\x12\x14\n\x07\x63olumns\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\n\n\x08_columns\"/\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0b\n\x03png\x18\x02 \x01(\x0c\"\x10\n\x0eGetLoadRequest\"\xb8\x01\n\x0fGetLoadResponse\x12\x18\n\x10running_requests\x18\x01 \x01(\r\x12\x18\n\x10waiting_requests\x18\x02 \x01(\r\x12\x19\n\x11\x64\x65\x63ode_batch_size\x18\x03 \x01(\r\x12\x11\n\tdocuments\x18\x04 \x01(\x04\x12\x17\n\x0fused_page_bytes\x18\x05 \x01(\x04\x12\x18\n\x10total_page_bytes\x18\x06 \x01(\x04\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x32\xb5\x02\n\x0cModelService\x12G\n\x08GetModel\x12\x1c.reformer.v1.GetModelRequest\x1a\x1d.reformer.v1.GetModelResponse\x12G\n\x08Tokenize\x12\x1c.reformer.v1.TokenizeRequest\x1a\x1d.reformer.v1.TokenizeResponse\x12M\n\nDetokenize\x12\x1e.reformer.v1.DetokenizeRequest\x1a\x1f.reformer.v1.DetokenizeResponse\x12\x44\n\x07GetLoad\x12\x1b.reformer.v1.GetLoadRequest\x1a\x1c.reformer.v1.GetLoadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,19 +37,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELREQUEST']._serialized_start=69
   _globals['_GETMODELREQUEST']._serialized_end=86
   _globals['_GETMODELRESPONSE']._serialized_start=89
-  _globals['_GETMODELRESPONSE']._serialized_end=353
-  _globals['_TOKENIZEREQUEST']._serialized_start=355
-  _globals['_TOKENIZEREQUEST']._serialized_end=386
-  _globals['_TOKENIZERESPONSE']._serialized_start=388
-  _globals['_TOKENIZERESPONSE']._serialized_end=423
-  _globals['_DETOKENIZEREQUEST']._serialized_start=425
-  _globals['_DETOKENIZEREQUEST']._serialized_end=486
-  _globals['_DETOKENIZERESPONSE']._serialized_start=488
-  _globals['_DETOKENIZERESPONSE']._serialized_end=522
-  _globals['_GETLOADREQUEST']._serialized_start=524
-  _globals['_GETLOADREQUEST']._serialized_end=540
-  _globals['_GETLOADRESPONSE']._serialized_start=543
-  _globals['_GETLOADRESPONSE']._serialized_end=727
-  _globals['_MODELSERVICE']._serialized_start=730
-  _globals['_MODELSERVICE']._serialized_end=1039
+  _globals['_GETMODELRESPONSE']._serialized_end=400
+  _globals['_IMAGE']._serialized_start=402
+  _globals['_IMAGE']._serialized_end=439
+  _globals['_TOKENIZEREQUEST']._serialized_start=441
+  _globals['_TOKENIZEREQUEST']._serialized_end=522
+  _globals['_TOKENIZERESPONSE']._serialized_start=524
+  _globals['_TOKENIZERESPONSE']._serialized_end=574
+  _globals['_DETOKENIZEREQUEST']._serialized_start=576
+  _globals['_DETOKENIZEREQUEST']._serialized_end=671
+  _globals['_DETOKENIZERESPONSE']._serialized_start=673
+  _globals['_DETOKENIZERESPONSE']._serialized_end=720
+  _globals['_GETLOADREQUEST']._serialized_start=722
+  _globals['_GETLOADREQUEST']._serialized_end=738
+  _globals['_GETLOADRESPONSE']._serialized_start=741
+  _globals['_GETLOADRESPONSE']._serialized_end=925
+  _globals['_MODELSERVICE']._serialized_start=928
+  _globals['_MODELSERVICE']._serialized_end=1237
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,8 @@ class GetModelResponse(_message.Message):
     MAX_CONTENT_BYTES_FIELD_NUMBER: _builtins.int
     MAX_LEASE_SECONDS_FIELD_NUMBER: _builtins.int
     TOKENIZER_FIELD_NUMBER: _builtins.int
+    PICTURE_HEIGHT_FIELD_NUMBER: _builtins.int
+    PICTURE_WIDTH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name of the model's folder, or its hub id."""
     server_version: _builtins.str
@@ -73,7 +75,11 @@ class GetModelResponse(_message.Message):
     max_lease_seconds: _builtins.int
     """The longest lease that is granted, in seconds."""
     tokenizer: _builtins.str
-    """Kind of tokenizer: "sentencepiece" or "bytes"."""
+    """Kind of tokenizer: "sentencepiece", "bytes" or "pixels"."""
+    picture_height: _builtins.int
+    """Height of the pictures that the model reads, in pixels; 0: it reads text."""
+    picture_width: _builtins.int
+    """Their width, in pixels; 0: it reads text."""
     def __init__(
         self,
         *,
@@ -89,32 +95,70 @@ class GetModelResponse(_message.Message):
         max_content_bytes: _builtins.int = ...,
         max_lease_seconds: _builtins.int = ...,
         tokenizer: _builtins.str = ...,
+        picture_height: _builtins.int = ...,
+        picture_width: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dtype", b"dtype", "max_content_bytes", b"max_content_bytes", "max_lease_seconds", b"max_lease_seconds", "max_tokens", b"max_tokens", "name", b"name", "num_hashes", b"num_hashes", "parameters", b"parameters", "server_version", b"server_version", "tokenizer", b"tokenizer", "vocab_size", b"vocab_size", "weights_digest", b"weights_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dtype", b"dtype", "max_content_bytes", b"max_content_bytes", "max_lease_seconds", b"max_lease_seconds", "max_tokens", b"max_tokens", "name", b"name", "num_hashes", b"num_hashes", "parameters", b"parameters", "picture_height", b"picture_height", "picture_width", b"picture_width", "server_version", b"server_version", "tokenizer", b"tokenizer", "vocab_size", b"vocab_size", "weights_digest", b"weights_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
 
 @_typing.final
+class Image(_message.Message):
+    """A picture, for a model that reads pictures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    RESIZE_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """A PNG or JPEG file of at most 1,000,000 bytes. Other modes than RGB are converted, transparency is
+    laid over white, the orientation of EXIF followed, of an animation the first frame taken.
+    """
+    resize: _builtins.bool
+    """Bring a picture of another size to the model's, which may change its proportions; else it is
+    refused.
+    """
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        resize: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "resize", b"resize"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Image: _TypeAlias = Image  # noqa: Y015
+
+@_typing.final
 class TokenizeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """At most 512 KiB of UTF-8."""
+    @_builtins.property
+    def image(self) -> Global___Image: ...
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
+        image: Global___Image | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "image", b"image", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "image", b"image", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["text", "image"]  # noqa: Y015
+    _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
 Global___TokenizeRequest: _TypeAlias = TokenizeRequest  # noqa: Y015
 
@@ -123,18 +167,24 @@ class TokenizeResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IDS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The ids."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What had to be changed in a picture to read it, in words; e.g. "converted from grey to RGB"."""
 
     def __init__(
         self,
         *,
         ids: _abc.Iterable[_builtins.int] | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "notes", b"notes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -145,20 +195,28 @@ class DetokenizeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    columns: _builtins.int
+    """Pictures side by side in `png`, where the ids are those of several whole pictures; 1 and more.
+    Default: 1, one below the other.
+    """
     @_builtins.property
     def token_ids(self) -> _inference_pb2.TokenIds:
-        """At most 131,072 ids."""
+        """At most 131,072 ids. A model that reads pictures takes whole rows of pixels."""
 
     def __init__(
         self,
         *,
         token_ids: _inference_pb2.TokenIds | None = ...,
+        columns: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_columns", b"_columns", "columns", b"columns", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_columns", b"_columns", "columns", b"columns", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__columns: _TypeAlias = _typing.Literal["columns"]  # noqa: Y015
+    _WhichOneofArgType__columns: _TypeAlias = _typing.Literal["_columns", b"_columns"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__columns) -> _WhichOneofReturnType__columns | None: ...
 
 Global___DetokenizeRequest: _TypeAlias = DetokenizeRequest  # noqa: Y015
 
@@ -167,16 +225,22 @@ class DetokenizeResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int
+    PNG_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The text; bytes that are no UTF-8 become U+FFFD."""
+    """The text; bytes that are no UTF-8 become U+FFFD. Empty for a model that reads pictures."""
+    png: _builtins.bytes
+    """A PNG file, as wide as the model's pictures (times `columns`) and as high as there are rows.
+    Empty for a model that reads text.
+    """
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
+        png: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["png", b"png", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -36,9 +36,9 @@ class ModelServiceStub:
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]
     """The model and its limits."""
     Tokenize: _grpc.UnaryUnaryMultiCallable[_model_pb2.TokenizeRequest, _model_pb2.TokenizeResponse]
-    """Text to token ids."""
+    """Text, or a picture, to token ids."""
     Detokenize: _grpc.UnaryUnaryMultiCallable[_model_pb2.DetokenizeRequest, _model_pb2.DetokenizeResponse]
-    """Token ids to text."""
+    """Token ids to text, or to a picture."""
     GetLoad: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetLoadRequest, _model_pb2.GetLoadResponse]
     """How busy the server is, for clients and routers that choose between servers."""
 
@@ -50,9 +50,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]  # type: ignore[assignment]
     """The model and its limits."""
     Tokenize: _aio.UnaryUnaryMultiCallable[_model_pb2.TokenizeRequest, _model_pb2.TokenizeResponse]  # type: ignore[assignment]
-    """Text to token ids."""
+    """Text, or a picture, to token ids."""
     Detokenize: _aio.UnaryUnaryMultiCallable[_model_pb2.DetokenizeRequest, _model_pb2.DetokenizeResponse]  # type: ignore[assignment]
-    """Token ids to text."""
+    """Token ids to text, or to a picture."""
     GetLoad: _aio.UnaryUnaryMultiCallable[_model_pb2.GetLoadRequest, _model_pb2.GetLoadResponse]  # type: ignore[assignment]
     """How busy the server is, for clients and routers that choose between servers."""
 
@@ -73,7 +73,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.TokenizeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.TokenizeResponse, _abc.Awaitable[_model_pb2.TokenizeResponse]]:
-        """Text to token ids."""
+        """Text, or a picture, to token ids."""
 
     @_abc_1.abstractmethod
     def Detokenize(
@@ -81,7 +81,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.DetokenizeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.DetokenizeResponse, _abc.Awaitable[_model_pb2.DetokenizeResponse]]:
-        """Token ids to text."""
+        """Token ids to text, or to a picture."""
 
     @_abc_1.abstractmethod
     def GetLoad(
