@@ -1,0 +1,105 @@
+"""A full-attention Transformer of the embedded model's size, as one builds them today, to compare with.
+
+Pre-norm, rotary positions (arXiv 2104.09864), normalised queries and keys, GELU, tied embeddings; six layers of the
+embedded model's widths. It sees a window of tokens at most.
+
+Shapes: B batch, H heads, D head size, n tokens, d width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+ROTARY_BASE = 10_000.0
+
+
+@dataclass(frozen=True)
+class PeerConfig:
+    """Sizes; the defaults come to 3.4 million parameters."""
+
+    vocab_size: int = 1024
+    layers: int = 6
+    hidden_size: int = 256
+    heads: int = 4
+    feed_forward_size: int = 512
+    window_tokens: int = 1024
+    """Longest sequence."""
+
+
+class Peer(nn.Module):
+    """The Transformer."""
+
+    def __init__(self, config: PeerConfig) -> None:
+        """Random weights: each block begins by adding nothing to the residual stream."""
+        super().__init__()
+        self.config = config
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
+        self.final_norm = nn.LayerNorm(config.hidden_size, bias=False)
+        nn.init.normal_(
+            self.embeddings.weight, std=0.02
+        )  # small, as they are the head: else each token predicts itself
+        cosines, sines = _rotations(config.window_tokens, config.hidden_size // config.heads)
+        self.register_buffer("cosines", cosines, persistent=False)
+        self.register_buffer("sines", sines, persistent=False)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters in all."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Logits of the next token at each position: int64 [B, n] -> [B, n, vocab]."""
+        tokens = token_ids.shape[-1]
+        hidden = self.embeddings(token_ids)
+        rotation = (self.get_buffer("cosines")[:tokens], self.get_buffer("sines")[:tokens])
+        for layer in self.layers:
+            hidden = layer(hidden, rotation)
+        logits: torch.Tensor = functional.linear(self.final_norm(hidden), self.embeddings.weight)
+        return logits
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: PeerConfig) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.feed_forward_size
+        self.heads = config.heads
+        self.attention_norm = nn.LayerNorm(width, bias=False)
+        self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.query_norm, self.key_norm = (nn.LayerNorm(width // config.heads, bias=False) for _ in range(2))
+        self.output = nn.Linear(width, width, bias=False)
+        self.feed_forward_norm = nn.LayerNorm(width, bias=False)
+        self.inner = nn.Linear(width, inner, bias=False)
+        self.outer = nn.Linear(inner, width, bias=False)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.outer.weight)
+
+    def forward(self, hidden: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        hidden = hidden + self._attend(self.attention_norm(hidden), rotation)
+        fed_forward: torch.Tensor = self.outer(functional.gelu(self.inner(self.feed_forward_norm(hidden))))
+        return hidden + fed_forward
+
+    def _attend(self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        query, key, value = (
+            linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for linear in (self.query, self.key, self.value)
+        )  # [B, H, n, D]
+        query, key = (_rotate(y, rotation) for y in (self.query_norm(query), self.key_norm(key)))
+        out = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        attended: torch.Tensor = self.output(out.transpose(1, 2).flatten(2))
+        return attended
+
+
+def _rotations(positions: int, head_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of the angles, each [positions, D / 2]."""
+    frequencies = ROTARY_BASE ** -(torch.arange(0, head_size, 2) / head_size)
+    angles = torch.arange(positions).unsqueeze(-1) * frequencies
+    return angles.cos(), angles.sin()
+
+
+def _rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Turns the pairs (x[i], x[i + D / 2]) by their position's angles: [B, H, n, D] -> the same."""
+    cosine, sine = rotation
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
