@@ -36,11 +36,11 @@ def text_config(vocab_size: int) -> ReformerConfig:
 def image_config(rows: int, columns: int) -> ReformerConfig:
     """For images of that size: a position for each channel of each pixel, on three axes, as in the paper."""
     return ReformerConfig(
-        attn_layers=("local", "lsh") * 3,
-        hidden_size=256,
+        attn_layers=("local", "local", "lsh", "local"),
+        hidden_size=128,
         feed_forward_size=512,
         num_attention_heads=4,
-        attention_head_size=64,
+        attention_head_size=32,
         hidden_act="relu",
         vocab_size=256,
         eos_token_id=None,
@@ -50,7 +50,7 @@ def image_config(rows: int, columns: int) -> ReformerConfig:
         num_hashes=2,
         hash_seed=0,
         axial_pos_shape=(rows, columns, 3),
-        axial_pos_embds_dim=(96, 96, 64),
+        axial_pos_embds_dim=(52, 52, 24),
         max_position_embeddings=3 * rows * columns,
         **_WITHOUT_DROPOUT,
     )

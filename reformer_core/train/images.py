@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from reformer_core.errors import InvalidTextError
-from reformer_core.tokenizers.picture_file import SIGNATURES
-from reformer_core.tokenizers.pixels import PixelTokenizer
+from reformer_core.tokenizers.pixels import FORMATS, PixelTokenizer
 from reformer_core.train.data import Batch, DataFile
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -54,15 +53,17 @@ def read_images(path: Path, array: str) -> Images:
 def _read_arrays(path: Path, array: str) -> Images:
     try:
         content = path.read_bytes()
-        with numpy.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            name = arrays.files[0] if len(arrays.files) == 1 else array
-            if name not in arrays.files:
-                raise ValueError(f"{path} has no array {array!r}; it has {', '.join(arrays.files) or 'none'}")
-            pixels = arrays[name]
     except OSError as error:
-        raise ValueError(f"{path} can't be read: {error.strerror or error}") from error
-    except (EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        raise ValueError(f"{path} is damaged, or no .npz file") from error
+        raise ValueError(f"{path} can't be read: {error.strerror}") from error
+    try:
+        with numpy.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            names = arrays.files
+            name = names[0] if len(names) == 1 else array
+            pixels = arrays[name] if name in names else None
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged, or no .npz file of arrays: {error}") from error
+    if pixels is None:
+        raise ValueError(f"{path} has no array {array!r}; it has {', '.join(names) or 'none'}")
     if pixels.dtype != numpy.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or not pixels.size:
         raise ValueError(
             f"array {name!r} of {path} is {pixels.dtype} {list(pixels.shape)}, "
@@ -97,7 +98,7 @@ def _read_folder(path: Path) -> Images:
 def _tokenizer_for(file: Path) -> PixelTokenizer:
     """For images of the size of this one."""
     try:
-        with Image.open(file, formats=list(SIGNATURES)) as image:
+        with Image.open(file, formats=FORMATS) as image:
             width, height = ImageOps.exif_transpose(image).size
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{file} is no image that can be read: {error}") from error

@@ -1,4 +1,4 @@
-"""What a training starts from: sinusoids instead of noise, where numbers have an order."""
+"""The positions that a training starts from: sinusoids instead of noise."""
 
 import math
 
@@ -25,35 +25,8 @@ def initialise_positions(model: ReformerModel) -> None:
             nn.init.zeros_(table)
     else:
         last = positions.table
-    _set_sinusoids(last, model.config.initializer_range)
-
-
-@torch.no_grad()
-def initialise_pixels(model: ReformerModel) -> None:
-    """Sets what a picture model starts from: rows, columns, channels and intensities are numbers, and begin as such.
-
-    Every axis of the positions gets sinusoids, for all of them are trained with each picture. So do the embeddings of
-    the 256 intensities, whose products thus tell how near two are, and the head, which reads the two streams. At the
-    start these are the embeddings themselves, so the untrained model says "much like the value before", and what it
-    learns of one intensity goes for its neighbours.
-
-    Raises:
-        ValueError: the positions aren't axial.
-    """
-    positions = model.embeddings.positions
-    if not isinstance(positions, AxialPositions):
-        raise ValueError("axial_pos_embds is false, but a picture's positions are axial: rows, columns, channels")
-    std = model.config.initializer_range
-    for table in positions.weights:
-        _set_sinusoids(table, std)
-    tokens = model.embeddings.tokens.weight
-    _set_sinusoids(tokens, std)
-    # Turned at random, so that intensities and positions don't share single channels. Products stay as they are.
-    generator = torch.Generator("cpu").manual_seed(0)
-    width = tokens.shape[1]
-    turn, _ = torch.linalg.qr(torch.randn(width, width, generator=generator))
-    tokens.copy_(tokens @ turn.to(tokens.device))
-    model.head.weight.copy_(torch.cat([tokens, tokens], dim=1))
+    width = last.shape[-1]
+    last.copy_(sinusoids(last.numel() // width, width, std=model.config.initializer_range).view_as(last))
 
 
 def sinusoids(rows: int, width: int, std: float) -> torch.Tensor:
@@ -61,9 +34,3 @@ def sinusoids(rows: int, width: int, std: float) -> torch.Tensor:
     frequencies = rows ** -(torch.arange((width + 1) // 2) / (width / 2))
     angles = torch.arange(rows).unsqueeze(1) * frequencies
     return math.sqrt(2) * std * torch.cat([angles.sin(), angles.cos()], dim=-1)[:, :width]
-
-
-def _set_sinusoids(table: torch.Tensor, std: float) -> None:
-    """Fills a table [..., width] of one row a number."""
-    width = table.shape[-1]
-    table.copy_(sinusoids(table.numel() // width, width, std).view_as(table))

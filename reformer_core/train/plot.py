@@ -12,13 +12,17 @@ _SHADE = "0.95"
 
 
 def draw_plot(log_file: Path, image_file: Path, unit: str, phases: Sequence[str]) -> None:
-    """Writes a PNG.
+    """Writes what `plot` gives as a PNG."""
+    partial = image_file.with_suffix(".partial.png")
+    plot(log_file, unit, phases).savefig(partial)
+    partial.replace(image_file)
 
-    Args:
-        log_file: a run's `train.jsonl`.
-        image_file: to write.
-        unit: what bits are counted a unit of, as in the log.
-        phases: each phase's title.
+
+def plot(log_file: Path, unit: str, phases: Sequence[str]) -> Figure:
+    """Args:
+    log_file: a run's `train.jsonl`.
+    unit: what bits are counted a unit of, as in the log.
+    phases: each phase's title.
     """
     steps, validations = _entries(log_file)
     figure = Figure(figsize=(9, 6), dpi=120, layout="constrained")
@@ -41,9 +45,7 @@ def draw_plot(log_file: Path, image_file: Path, unit: str, phases: Sequence[str]
     rates.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     if len(phases) > 1:
         _mark_phases((losses, rates), steps, phases)
-    partial = image_file.with_suffix(".partial.png")
-    figure.savefig(partial)
-    partial.replace(image_file)
+    return figure
 
 
 def _entries(log_file: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -54,7 +56,8 @@ def _entries(log_file: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     entries: list[dict[str, Any]] = []
     for line in log_file.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
-        while entries and entries[-1]["step"] > entry["step"]:
+        first_repeated = entry["step"] + ("loss" not in entry)  # validation comes after its step
+        while entries and entries[-1]["step"] >= first_repeated:
             entries.pop()
         entries.append(entry)
     steps = [entry for entry in entries if "loss" in entry]

@@ -12,7 +12,8 @@ from reformer_core.tokenizers.pixels import PixelTokenizer
 from reformer_core.train.configurations import image_config, text_config
 from reformer_core.train.data import Data, DataFile
 from reformer_core.train.images import WholeImages, read_images
-from reformer_core.train.initial import initialise_pixels, initialise_positions
+from reformer_core.train.initial import initialise_positions
+from reformer_core.train.initial_pixels import initialise_pixels
 from reformer_core.train.settings import DataSettings
 from reformer_core.train.texts import Crops, read_text, tokenize
 from reformer_core.train.validation import ImageValidation, TextValidation

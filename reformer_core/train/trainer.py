@@ -49,8 +49,8 @@ class Trainer:
         processes: those that share the work; each has the same model, examples and settings.
 
         Raises:
-            ValueError: a phase's hyperparameters are out of their range, or its batches have too few examples to give
-                each process one.
+            ValueError: the precision isn't for this device, a phase's hyperparameters are out of their range, or its
+                batches have too few examples to give each process one.
         """
         self.model = model
         self.settings = settings
@@ -110,13 +110,17 @@ class Trainer:
         self.progress.advance(tokens, seconds)
         return StepResult(loss, tokens, rate, seconds, phase_index)
 
+    def model_of(self, phase_index: int) -> ReformerModel:
+        """The model under a phase's hyperparameters; the parameters are the same ones in all phases."""
+        return self._models[phase_index]
+
     def lengths(self, phase: Phase) -> tuple[int, ...]:
         """Of the examples that a phase draws, in tokens."""
         return phase.crop_lengths if self.examples.length is None else (self.examples.length,)
 
     def _gradients(self, batch: Batch, accumulate: int, dropout_seed: int) -> float:
         """Sets the gradients of the batch's loss, and returns that."""
-        model = self._models[self.progress.phase_index]
+        model = self.model_of(self.progress.phase_index)
         first = self._processes.rank * accumulate
         parts = batch.parts(self._processes.count * accumulate)[first : first + accumulate]
         total = torch.zeros((), device=model.device)

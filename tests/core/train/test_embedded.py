@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from reformer_core import embedded_model_path, load_model, load_tokenizer
-from reformer_core.train.data import read_text, tokenize
-from reformer_core.train.validation import Validation
+from reformer_core.train.texts import read_text, tokenize
+from reformer_core.train.validation import TextValidation
 
 EMMA = Path(__file__).parents[3] / "examples" / "emma.txt"
 XZ_BITS_PER_BYTE = 2.395  # of `xz -9` on the whole of Emma
@@ -30,7 +30,7 @@ def test_has_a_million_positions_and_a_lossless_vocabulary() -> None:
 def test_predicts_a_book_that_it_never_saw() -> None:
     model = load_model(embedded_model_path(), device="cpu", dtype="float32")
     emma = tokenize(read_text(EMMA), load_tokenizer(embedded_model_path()))
-    figure = Validation(emma, sequence_tokens=4096).bits_per_byte(model, max_sequences=1)
+    figure = TextValidation(emma, sequence_tokens=4096).bits(model, max_tokens=4096)
     assert figure < 0.95 * XZ_BITS_PER_BYTE
 
 
