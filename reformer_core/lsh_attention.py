@@ -75,10 +75,6 @@ class LSHAttention(nn.Module):
         """[..., H, n, D] -> buckets int64 [..., H, R, n]."""
         return hash_buckets(query_key, self.rotations, self.config.bucket_factors)
 
-    def buckets(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Buckets that `forward` uses for these inputs, int64 [B, H, R, n]."""
-        return self.hash(self.project(hidden)[0])
-
     def forward(
         self, hidden: torch.Tensor, buckets: torch.Tensor | None = None, generator: torch.Generator | None = None
     ) -> torch.Tensor:
@@ -90,13 +86,18 @@ class LSHAttention(nn.Module):
             generator: randomness of the dropout; None for inference.
         """
         query_key, value = self.project(hidden)
+        return self.attend(query_key, value, self.hash(query_key) if buckets is None else buckets, generator)
+
+    def attend(
+        self, query_key: torch.Tensor, value: torch.Tensor, buckets: torch.Tensor, generator: torch.Generator | None
+    ) -> torch.Tensor:
+        """The rest of `forward`, of what has been projected, [B, H, n, D], and hashed, int [B, H, R, n]."""
         tokens = query_key.shape[-2]
         padded = self.config.padded_length(tokens)
         if padded <= self.config.lsh_attn_chunk_length:  # one chunk: everything sees everything, once
-            order = torch.arange(tokens, device=hidden.device).expand(*query_key.shape[:-2], 1, tokens)
+            order = torch.arange(tokens, device=buckets.device).expand(*query_key.shape[:-2], 1, tokens)
             length, before = tokens, 0
         else:
-            buckets = self.hash(query_key) if buckets is None else buckets
             order = sorted_order(buckets, padded)
             length, before = self.config.lsh_attn_chunk_length, self.config.lsh_num_chunks_before
         layout = SlotLayout(length, before, True, self.config.lsh_attention_probs_dropout_prob, generator)

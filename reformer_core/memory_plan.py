@@ -16,7 +16,8 @@ import torch
 from reformer_core.config import ReformerConfig
 from reformer_core.document import document_pages
 from reformer_core.errors import OutOfMemoryError
-from reformer_core.model import HEAD_BLOCK_TOKENS, ReformerModel
+from reformer_core.head_loss import HEAD_BLOCK_TOKENS
+from reformer_core.model import ReformerModel
 from reformer_core.pages import PageLayout, PagePool
 from reformer_core.session_table import SessionTable, tail_capacity
 from reformer_core.slicing import extend_tokens, slice_tokens

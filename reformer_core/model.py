@@ -10,18 +10,16 @@ import json
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from reformer_core.config import ReformerConfig
 from reformer_core.dropout import dropout
 from reformer_core.errors import InvalidTokensError, TooManyTokensError
 from reformer_core.feed_forward import FeedForward
+from reformer_core.head_loss import HEAD_BLOCK_TOKENS, head_loss
 from reformer_core.local_attention import LocalAttention
 from reformer_core.lsh_attention import LSHAttention
 from reformer_core.positions import AxialPositions, PlainPositions
 from reformer_core.reversible import Layer, run_layers
-
-HEAD_BLOCK_TOKENS = 2048  # tokens × vocabulary exists for this many tokens at a time
 
 
 class Embeddings(nn.Module):
@@ -120,8 +118,9 @@ class ReformerModel(nn.Module):
         self.check_token_ids(token_ids)
         batch = token_ids.long().reshape(-1, token_ids.shape[-1]).to(self.device)
         streams = self._streams(batch, torch.zeros(len(batch), dtype=torch.long, device=self.device))
-        blocks = streams.split(HEAD_BLOCK_TOKENS, dim=1)
-        return torch.cat([self.logits(block) for block in blocks], dim=1).view(*token_ids.shape, -1)
+        blocks = zip(*(stream.split(HEAD_BLOCK_TOKENS, dim=1) for stream in streams), strict=True)
+        logits = [self.logits(torch.cat(block, dim=-1)) for block in blocks]
+        return torch.cat(logits, dim=1).view(*token_ids.shape, -1)
 
     def loss(self, token_ids: torch.Tensor, targets: torch.Tensor, start_positions: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy in nats a token, differentiable; memory doesn't grow with the number of layers.
@@ -131,13 +130,9 @@ class ReformerModel(nn.Module):
             targets: int64 [B, n]; -100 is left out.
             start_positions: int64 [B], the absolute position of each row's first token.
         """
-        streams = self._streams(token_ids, start_positions)
-        total = streams.new_zeros((), dtype=torch.float32)
-        for block, block_targets in zip(
-            streams.split(HEAD_BLOCK_TOKENS, dim=1), targets.split(HEAD_BLOCK_TOKENS, dim=1), strict=True
-        ):
-            total = total + checkpoint(self._block_loss, block, block_targets, use_reentrant=False)
-        return total / (targets != -100).sum()
+        stream1, stream2 = self._streams(token_ids, start_positions)
+        parameters = [*self.final_norm.parameters(), *self.head.parameters()]
+        return head_loss(stream1, stream2, targets, self.logits, parameters) / (targets != -100).sum()
 
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """What both streams start as: int64 [...] and int64 [...], broadcastable -> [..., d]."""
@@ -149,16 +144,12 @@ class ReformerModel(nn.Module):
         logits: torch.Tensor = self.head(self.final_norm(streams))
         return logits.float()
 
-    def _block_loss(self, streams: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = self.logits(streams).flatten(0, 1)
-        return nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum")
-
-    def _streams(self, token_ids: torch.Tensor, start_positions: torch.Tensor) -> torch.Tensor:
-        """Both streams after the layers, side by side: [B, n] -> [B, n, 2 d]."""
+    def _streams(self, token_ids: torch.Tensor, start_positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both streams after the layers: [B, n] -> [B, n, d] each."""
         positions = start_positions.unsqueeze(1) + torch.arange(token_ids.shape[1], device=token_ids.device)
         seed, generator = None, None
         if self.training:  # inference must not touch the global random state; training is seeded by it
             seed = int(torch.randint(2**31, ()))
             generator = torch.Generator(token_ids.device).manual_seed(seed - 1)
         hidden = dropout(self.embed(token_ids, positions), self.config.hidden_dropout_prob, generator)
-        return torch.cat(run_layers(self.reversible_layers, hidden, seed), dim=-1)
+        return run_layers(self.reversible_layers, hidden, seed)

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 import torch
 
 from reformer_core.document import Document, DocumentState, document_pages
+from reformer_core.head_loss import HEAD_BLOCK_TOKENS
 from reformer_core.local_attention import LocalAttention
 from reformer_core.lsh_pass import LSHPass
-from reformer_core.model import HEAD_BLOCK_TOKENS, ReformerModel
+from reformer_core.model import ReformerModel
 from reformer_core.pages import PagePool
 from reformer_core.reversible import Layer
 from reformer_core.slicing import parts, slice_tokens

@@ -9,14 +9,14 @@ the rebuilt inputs differ from it by rounding. Dropout repeats itself by seeding
 Shapes: B batch, n tokens, d width.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import count
 from typing import Protocol, cast
 
 import torch
 from torch import nn
 
+from reformer_core.blockwise import Autocast, ParameterGradients
 from reformer_core.feed_forward import BLOCK_TOKENS, FeedForward
 from reformer_core.local_attention import LocalAttention
 from reformer_core.lsh_attention import LSHAttention
@@ -36,7 +36,8 @@ def run_layers(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both streams after all layers, each [B, n, d]; both start as `hidden` [B, n, d].
 
-    Differentiable in `hidden` and the layers' parameters, with memory that doesn't grow with the number of layers.
+    Differentiable once in `hidden` and the layers' parameters, with memory that doesn't grow with the number of layers:
+    the backward pass overwrites the streams.
 
     Args:
         dropout_seed: None for inference, without dropout.
@@ -52,7 +53,7 @@ class _Context(Protocol):
     layers: Sequence[Layer]
     seed: int | None
     buckets: list[torch.Tensor | None]
-    autocast: tuple[str, torch.dtype, bool] | None
+    autocast: Autocast
     saved_tensors: tuple[torch.Tensor, torch.Tensor]
     needs_input_grad: tuple[bool, ...]
 
@@ -64,14 +65,13 @@ class _ReversibleLayers(torch.autograd.Function):
     def forward(
         ctx: _Context, hidden: torch.Tensor, layers: Sequence[Layer], seed: int | None, *_: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.layers, ctx.seed, ctx.buckets, ctx.autocast = layers, seed, [], _autocast_state(hidden.device.type)
-        seeds = _seeds(seed, len(layers))
+        ctx.layers, ctx.seed, ctx.buckets, ctx.autocast = layers, seed, [], Autocast.current(hidden.device)
         stream1, stream2 = hidden.clone(), hidden.clone()
-        with _same_autocast(ctx.autocast):
-            for layer, (attention_seed, feed_forward_seed) in zip(layers, seeds, strict=True):
-                buckets = layer.attention.buckets(stream2) if isinstance(layer.attention, LSHAttention) else None
-                ctx.buckets.append(None if buckets is None else buckets.to(torch.int32))
-                stream1 += layer.attention(stream2, buckets, _generator(attention_seed, hidden))
+        with ctx.autocast.again():
+            for layer, (attention_seed, feed_forward_seed) in zip(layers, _seeds(seed, len(layers)), strict=True):
+                out, buckets = _attend(layer.attention, stream2, _generator(attention_seed, hidden))
+                ctx.buckets.append(buckets)
+                stream1 += out
                 generator = _generator(feed_forward_seed, hidden)
                 for start in range(0, hidden.shape[1], BLOCK_TOKENS):
                     block = slice(start, start + BLOCK_TOKENS)
@@ -81,50 +81,40 @@ class _ReversibleLayers(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: _Context, grad1: torch.Tensor, grad2: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        stream1, stream2 = (stream.clone() for stream in ctx.saved_tensors)
+        stream1, stream2 = ctx.saved_tensors  # rebuilt in place
         grad1, grad2 = grad1.clone(), grad2.clone()
-        parameter_grads: list[list[torch.Tensor | None]] = []
+        parameter_grads: list[torch.Tensor | None] = []  # the last parameter's first
         seeds = _seeds(ctx.seed, len(ctx.layers))
-        for layer, buckets, (attention_seed, feed_forward_seed) in zip(
-            reversed(ctx.layers), reversed(ctx.buckets), reversed(seeds), strict=True
-        ):
-            attention, feed_forward = layer.attention, layer.feed_forward
-            feed_forward_grads = _Gradients(feed_forward)
+        for layer, (attention_seed, feed_forward_seed) in zip(reversed(ctx.layers), reversed(seeds), strict=True):
+            attention, feed_forward, buckets = layer.attention, layer.feed_forward, ctx.buckets.pop()
+            feed_forward_grads = ParameterGradients(list(feed_forward.parameters()))
             generator = _generator(feed_forward_seed, stream1)
             for start in range(0, stream1.shape[1], BLOCK_TOKENS):
                 block = slice(start, start + BLOCK_TOKENS)
-                with torch.enable_grad(), _same_autocast(ctx.autocast):
+                with torch.enable_grad(), ctx.autocast.again():
                     x = stream1[:, block].detach().requires_grad_()
                     y = feed_forward(x, generator)
                 stream2[:, block] -= y.detach()
                 grad1[:, block] += feed_forward_grads.add(y, x, grad2[:, block])
-            attention_grads = _Gradients(attention)
-            with torch.enable_grad(), _same_autocast(ctx.autocast):
+            attention_grads = ParameterGradients(list(attention.parameters()))
+            with torch.enable_grad(), ctx.autocast.again():
                 x = stream2.detach().requires_grad_()
-                y = attention(x, None if buckets is None else buckets.long(), _generator(attention_seed, x))
+                y = attention(x, buckets, _generator(attention_seed, x))
             stream1 -= y.detach()
             grad2 += attention_grads.add(y, x, grad1)
-            parameter_grads.append(attention_grads.parameters + feed_forward_grads.parameters)
-        flat = [grad for grads in reversed(parameter_grads) for grad in grads]
-        return (grad1 + grad2, None, None, *flat)
+            parameter_grads += reversed(attention_grads.all + feed_forward_grads.all)
+        return (grad1.add_(grad2), None, None, *reversed(parameter_grads))
 
 
-class _Gradients:
-    """Gradients of one block's parameters, added up over blocks of tokens."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._all = list(module.parameters())
-        self.parameters: list[torch.Tensor | None] = [None] * len(self._all)
-
-    def add(self, y: torch.Tensor, x: torch.Tensor, grad_y: torch.Tensor) -> torch.Tensor:
-        """Backward from y to x [..., d] and the parameters; returns the gradient of x."""
-        trainable = [index for index, parameter in enumerate(self._all) if parameter.requires_grad]
-        inputs = [x, *(self._all[index] for index in trainable)]
-        grad_x, *grads = torch.autograd.grad(y, inputs, grad_y.to(y.dtype))
-        for index, grad in zip(trainable, grads, strict=True):
-            before = self.parameters[index]
-            self.parameters[index] = grad if before is None else before + grad
-        return grad_x
+def _attend(
+    attention: LSHAttention | LocalAttention, hidden: torch.Tensor, generator: torch.Generator | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """An attention block's output [B, n, d], and the buckets int32 [B, H, R, n] that it used, if it has any."""
+    if isinstance(attention, LocalAttention):
+        return attention(hidden, None, generator), None
+    query_key, value = attention.project(hidden)
+    buckets = attention.hash(query_key).to(torch.int32)
+    return attention.attend(query_key, value, buckets, generator), buckets
 
 
 def _seeds(seed: int | None, layers: int) -> list[tuple[int | None, int | None]]:
@@ -137,21 +127,3 @@ def _seeds(seed: int | None, layers: int) -> list[tuple[int | None, int | None]]
 
 def _generator(seed: int | None, like: torch.Tensor) -> torch.Generator | None:
     return None if seed is None else torch.Generator(like.device).manual_seed(seed)
-
-
-def _autocast_state(device: str) -> tuple[str, torch.dtype, bool] | None:
-    """Device, dtype and whether it is on; None for a device that has no autocast, e.g. meta."""
-    if not torch.amp.is_autocast_available(device):
-        return None
-    return device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-
-
-@contextmanager
-def _same_autocast(state: tuple[str, torch.dtype, bool] | None) -> Iterator[None]:
-    """The forward pass's autocast. Without its cache: weights cast in the forward pass have no gradient."""
-    if state is None:
-        yield
-        return
-    device, dtype, enabled = state
-    with torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False):
-        yield

@@ -67,15 +67,12 @@ def combine(
 class CombinedRounds:
     """Attention over the windows of all rounds, from that over each: a running softmax over the log-sum-exps."""
 
-    def __init__(self, like: torch.Tensor) -> None:
-        """For outputs in the shape [..., D] and the dtype of `like`."""
-        self.out = torch.zeros_like(like)
-        exact = torch.promote_types(like.dtype, torch.float32)
-        self._peak = like.new_full(like.shape[:-1], -torch.inf, dtype=exact)
-        self._total = torch.zeros_like(self._peak)
+    def __init__(self, out: torch.Tensor, log_sum_exp: torch.Tensor) -> None:
+        """Begins with the first round's outputs [..., D] and log-sum-exps [...]."""
+        self.out, self._peak, self._total = out, log_sum_exp, torch.ones_like(log_sum_exp)
 
     def add(self, out: torch.Tensor, log_sum_exp: torch.Tensor) -> None:
-        """One round's outputs [..., D] and log-sum-exps [...]."""
+        """One more round's outputs [..., D] and log-sum-exps [...]."""
         self.out, self._peak, self._total = combine(self.out, self._peak, self._total, out, log_sum_exp)
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,7 +87,13 @@ class CombinedRounds:
 
 def gather_tokens(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """x [..., N, D] at positions int64 [..., m] -> [..., m, D]."""
-    return x.gather(-2, positions.unsqueeze(-1).expand(*positions.shape, x.shape[-1]))
+    rows = x.reshape(-1, x.shape[-1]).index_select(0, _row_numbers(positions, x.shape[-2]))
+    return rows.view(*positions.shape, x.shape[-1])
+
+
+def add_at_tokens(x: torch.Tensor, positions: torch.Tensor, more: torch.Tensor) -> None:
+    """Adds more [..., m, D] to the contiguous x [..., N, D], in place, at positions int64 [..., m]."""
+    x.view(-1, x.shape[-1]).index_add_(0, _row_numbers(positions, x.shape[-2]), more.reshape(-1, x.shape[-1]))
 
 
 class _Context(Protocol):
@@ -117,7 +120,7 @@ class _AttendRounds(torch.autograd.Function):
         ctx.layout, ctx.generator_state = layout, None if generator is None else generator.get_state()
         tokens = query.shape[-2]
         padded_query, padded_key, padded_value = (_pad(x, order) for x in (query, key, value))
-        combined = CombinedRounds(value)
+        combined: CombinedRounds | None = None
         for slots, query_slots in _ring(order, layout):
             round_out, log_sum_exp = attend_slots(
                 gather_tokens(padded_query, query_slots),
@@ -131,7 +134,12 @@ class _AttendRounds(torch.autograd.Function):
                 generator=generator,
             )
             slot_of = _inverse(query_slots)[..., :tokens]
-            combined.add(gather_tokens(round_out, slot_of), log_sum_exp.gather(-1, slot_of))
+            by_token = gather_tokens(round_out, slot_of), log_sum_exp.gather(-1, slot_of)
+            if combined is None:
+                combined = CombinedRounds(*by_token)
+            else:
+                combined.add(*by_token)
+        assert combined is not None  # there is always a round
         out, total = combined.finish()
         ctx.save_for_backward(query, key, value, order, out, total)
         return out
@@ -164,7 +172,7 @@ class _AttendRounds(torch.autograd.Function):
                 generator=generator,
             )
             for grad, at, more in zip(grads, (query_slots, slots, slots), round_grads, strict=True):
-                grad.scatter_add_(-2, at.unsqueeze(-1).expand_as(more), more)
+                add_at_tokens(grad, at, more)
         grad_query, grad_key, grad_value = (grad[..., :tokens, :] for grad in grads)
         return grad_query, grad_key, grad_value, None, None
 
@@ -191,5 +199,15 @@ def _inverse(order: torch.Tensor) -> torch.Tensor:
 
 
 def _pad(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """[B, H, n, D] -> [B, H, N, D]."""
-    return nn.functional.pad(x, (0, 0, 0, order.shape[-1] - x.shape[-2]))
+    """[B, H, n, D] -> [B, H, N, D], contiguous."""
+    padding = order.shape[-1] - x.shape[-2]
+    return nn.functional.pad(x, (0, 0, 0, padding)) if padding else x.contiguous()
+
+
+def _row_numbers(positions: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Positions int64 [..., m] in sequences of N tokens -> rows of these sequences one below the other, [... m].
+
+    Whole rows are copied many times faster than their elements.
+    """
+    first = torch.arange(positions.shape[:-1].numel(), device=positions.device) * tokens
+    return (positions.reshape(-1, positions.shape[-1]) + first.unsqueeze(-1)).flatten()

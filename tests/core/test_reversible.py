@@ -40,11 +40,12 @@ def gradients(
     model.zero_grad()
     hidden = hidden.clone().requires_grad_()
     stream1, stream2 = run(model.reversible_layers, hidden, seed)
+    streams = {"stream1": stream1.detach().clone(), "stream2": stream2.detach().clone()}
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(hidden.shape, generator=generator, dtype=hidden.dtype) for _ in range(2)]
     ((stream1 * weights[0]).sum() + (stream2 * weights[1]).sum()).backward()
     parameters = {name: parameter.grad for name, parameter in model.layers.named_parameters()}
-    return {"hidden": hidden.grad, "stream1": stream1.detach(), "stream2": stream2.detach(), **parameters}
+    return {"hidden": hidden.grad, **streams, **parameters}
 
 
 def random_hidden(config: ReformerConfig, rows: int, tokens: int) -> torch.Tensor:
@@ -109,8 +110,8 @@ def test_backward_rebuilds_the_inputs_of_every_block(dtype: torch.dtype, toleran
     seen: dict[torch.nn.Module, list[torch.Tensor]] = {}
     for layer in model.reversible_layers:
         for block in (layer.attention, layer.feed_forward):
-            block.register_forward_pre_hook(
-                lambda block, inputs: seen.setdefault(block, []).append(inputs[0].detach().clone())
+            block.norm.register_forward_pre_hook(
+                lambda norm, inputs: seen.setdefault(norm, []).append(inputs[0].detach().clone())
             )
     gradients(run_layers, model, random_hidden(model.config, 2, 45).to(dtype), seed=1)
     assert len(seen) == 12
@@ -167,7 +168,7 @@ def test_frozen_parameters_get_no_gradient() -> None:
 
 
 def test_loss_and_its_gradients_equal_plain_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reformer_core.model.HEAD_BLOCK_TOKENS", 16)
+    monkeypatch.setattr("reformer_core.head_loss.HEAD_BLOCK_TOKENS", 16)
     model = random_model(small_config(num_hashes=3))
     generator = torch.Generator().manual_seed(0)
     token_ids, targets = (torch.randint(50, (2, 45), generator=generator) for _ in range(2))

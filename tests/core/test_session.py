@@ -75,7 +75,8 @@ def check_order(model: ReformerModel, session: Session, token_ids: torch.Tensor)
     """The merged order of a model of one LSH layer is that of one stable sort over all buckets."""
     attention = model.reversible_layers[0].attention
     assert isinstance(attention, LSHAttention)
-    buckets = attention.buckets(model.embed(token_ids, torch.arange(len(token_ids)))[None])  # [1, H, R, n]
+    query_key, _ = attention.project(model.embed(token_ids, torch.arange(len(token_ids)))[None])
+    buckets = attention.hash(query_key)  # [1, H, R, n]
     rounds = torch.arange(buckets.shape[2]).view(-1, 1).expand_as(buckets)
     slots = torch.arange(len(token_ids)).expand_as(buckets)
     row = SessionRows(session.table, torch.tensor([session.row]))
