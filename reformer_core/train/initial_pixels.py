@@ -108,7 +108,7 @@ def initialise_pixels(model: ReformerModel) -> None:
     for table, size, channels, limit in zip(
         positions.weights, positions.shape, config.axial_pos_embds_dim, most, strict=True
     ):
-        axis = Axis.of(first, size, min(channels, limit))
+        axis = Axis.of(first, size, min(channels // 2, limit))  # the other half is for intensities
         axes.append(axis)
         table.zero_()
         table[..., : axis.channels] = axis.table().view(*table.shape[:-1], axis.channels)

@@ -232,7 +232,7 @@ def test_the_hub_is_imported_only_for_hub_ids() -> None:
 
 def test_an_installation_without_an_embedded_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded_model, "_MODELS", tmp_path)
-    with pytest.raises(CheckpointError, match="no embedded model 'text': it came without any; name a model's directory"):
+    with pytest.raises(CheckpointError, match="no embedded model 'text': it came without any; name a model's"):
         embedded_model_path()
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "config.json").write_text("{}")
