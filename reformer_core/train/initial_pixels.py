@@ -104,7 +104,9 @@ def initialise_pixels(model: ReformerModel) -> None:
     width, head_size = config.hidden_size, config.attention_head_size
     colour_channels = max(2, head_size // 4)
     most = ((head_size - colour_channels) // 2, (head_size - colour_channels) // 2, colour_channels)
-    axes, free, first = [], [], 0
+    axes: list[Axis] = []
+    free: list[int] = []  # channels that no position takes
+    first = 0
     for table, size, channels, limit in zip(
         positions.weights, positions.shape, config.axial_pos_embds_dim, most, strict=True
     ):
@@ -121,7 +123,7 @@ def initialise_pixels(model: ReformerModel) -> None:
     model.embeddings.tokens.weight.copy_(INTENSITY_STD * embedding)
     model.head.weight.copy_(HEAD_STD * torch.cat([embedding, embedding], dim=1))
 
-    views = FIRST_LAYER
+    views: tuple[View, ...] = FIRST_LAYER
     for layer in model.reversible_layers:
         attention, inner = layer.attention, config.num_attention_heads * head_size
         nn.init.zeros_(layer.feed_forward.outer.weight)
