@@ -30,8 +30,8 @@ class State {
 
   /** Most tokens have the first shades, one of fifty has the last: so any text has some of each. */
   scaleShades() {
-    this.leastShaded = this.series.quantile(0.4, "token");
-    this.levelBits = Math.max(0.01, (this.series.quantile(0.98, "token") - this.leastShaded) / (LEVELS - 2));
+    this.leastShaded = this.series.quantile(0.4);
+    this.levelBits = Math.max(0.01, (this.series.quantile(0.98) - this.leastShaded) / (LEVELS - 2));
   }
 
   levelOfBits(bits) {

@@ -38,7 +38,7 @@ const SVG = "http://www.w3.org/2000/svg";
 /** How many tokens have how many bits; the bars have the colours of the text. */
 function histogram(series) {
   const bins = 20, width = 300, height = 60, counts = new Array(bins + 1).fill(0);
-  const binBits = Math.max(0.25, Math.ceil(series.quantile(0.98, "token") / bins / 0.25) * 0.25);
+  const binBits = Math.max(0.25, Math.ceil(series.quantile(0.98) / bins / 0.25) * 0.25);
   let scored = 0;
   for (let i = 0; i < series.length; i++) {
     if (series.steps[i] === series.unscored) continue;

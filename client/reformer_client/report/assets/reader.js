@@ -2,7 +2,6 @@
 
 const BLOCK_BYTES = 3000; // about a screen; a block ends at the last line end, else space, before one and a half of these
 const BLOCK_TOKENS = 4096;
-const NEWLINE = 0x0a;
 
 /** Where blocks begin, in tokens, and the end of the last one. */
 function cutIntoBlocks(series) {
@@ -162,7 +161,7 @@ function looksLikeCode(series) {
   let lines = 0, indented = 0;
   for (let at = series.text.indexOf(NEWLINE); at >= 0 && lines < 5000; at = series.text.indexOf(NEWLINE, at + 1)) {
     const next = series.text[at + 1];
-    if (next === undefined || next === NEWLINE || next === 0x0d) continue;
+    if (next === undefined || next === NEWLINE || next === RETURN) continue;
     lines++;
     indented += next === SPACE || next === 0x09;
   }

@@ -23,7 +23,8 @@ class Series {
   }
 
   static async unpack(facts, base64) {
-    const packed = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+    const characters = atob(base64), packed = new Uint8Array(characters.length);
+    for (let i = 0; i < packed.length; i++) packed[i] = characters.charCodeAt(i);
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
     return new Series(facts, await new Response(stream).arrayBuffer());
   }
@@ -76,7 +77,10 @@ class Series {
 
   /** The text of the tokens `start` to `end` (excluded), for people to read. */
   textOf(start, end) {
-    return readable(decoder.decode(this.text.subarray(this.bytesBefore[start], this.bytesBefore[end])));
+    const from = this.bytesBefore[start];
+    let to = this.bytesBefore[end];
+    if (to > from && this.text[to - 1] === RETURN && this.text[to] === NEWLINE) to--; // a line end is shown once
+    return readable(decoder.decode(this.text.subarray(from, to)));
   }
 
   /** About those tokens' text on one line, in whole words: for glances. */
@@ -93,19 +97,15 @@ class Series {
     return this.text[byte] <= SPACE || this.text[byte - 1] <= SPACE;
   }
 
-  /** What `share` of the tokens have less of; looks at no more than about 50,000 of them. */
-  quantile(share, unit) {
-    const values = [], step = Math.max(1, Math.floor(this.length / 50000));
-    for (let i = 0; i < this.length; i += step) {
-      const value = this.mean(i, i + 1, unit);
-      if (!Number.isNaN(value)) values.push(value);
-    }
-    values.sort((a, b) => a - b);
-    return values.length ? values[Math.min(values.length - 1, Math.floor(share * values.length))] : 0;
+  /** The bits that `share` of the scored tokens have less of; looks at no more than 50,000 of them. */
+  quantile(share) {
+    const every = Math.ceil(this.length / 50000);
+    const sample = this.steps.filter((steps, i) => i % every === 0 && steps !== this.unscored).sort();
+    return sample.length ? sample[Math.min(sample.length - 1, Math.floor(share * sample.length))] / this.stepsABit : 0;
   }
 }
 
-const SPACE = 0x20;
+const NEWLINE = 0x0a, RETURN = 0x0d, SPACE = 0x20;
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 
 /** Control characters as their pictures, but for line ends and tabs; U+FFFD for bytes that were no UTF-8. */
