@@ -20,6 +20,12 @@ DROPOUT = {
 }
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or all that is small enough for these tests would be."""
+    monkeypatch.setattr(reversible, "KEPT_BYTES", 0)
+
+
 def plain_layers(layers: list[Layer], hidden: torch.Tensor, seed: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     """`run_layers` as autograd would do it: every activation is kept."""
     stream1 = stream2 = hidden
@@ -80,6 +86,26 @@ def test_gradients_equal_plain_autograd(
         torch.testing.assert_close(
             ours[name], tensor, atol=1e-5 * scale, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@pytest.mark.parametrize("seed", [None, 7], ids=["inference", "dropout"])
+def test_kept_activations_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch, seed: int | None) -> None:
+    monkeypatch.setattr(reversible, "BLOCK_TOKENS", 32)
+    model = random_model(small_config(attn_layers=("local", "lsh") * 2, **DROPOUT)).double()
+    hidden = random_hidden(model.config, 2, 45)
+    rebuilt = gradients(run_layers, model, hidden, seed)
+    monkeypatch.setattr(reversible, "KEPT_BYTES", 1 << 30)
+    kept = gradients(run_layers, model, hidden, seed)
+    for name, tensor in rebuilt.items():
+        torch.testing.assert_close(kept[name], tensor, atol=1e-9 * float(tensor.abs().max()), rtol=0)
+
+
+def test_no_more_is_kept_than_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = saved_bytes(run_layers, 12)
+    monkeypatch.setattr(reversible, "KEPT_BYTES", saved_bytes(plain_layers, 12) // 2)
+    assert saved_bytes(run_layers, 12) == expected
+    monkeypatch.setattr(reversible, "KEPT_BYTES", saved_bytes(plain_layers, 12) * 2)
+    assert saved_bytes(run_layers, 12) > 10 * expected
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
