@@ -1,12 +1,16 @@
 """Files of a small run, as a user has them, for the tests of whole runs."""
 
 import json
+import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
 
 from reformer_core import load_model
+from reformer_core.train.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from tests.core.train.small import HYPERPARAMETERS, WORDS, pixels
 
 RUN = """
@@ -23,9 +27,9 @@ tokens = 320
 lengths = [16]
 batch_tokens = 64
 [[schedule]]
-tokens = 192
+tokens = 384
 lengths = [32, 64]
-batch_tokens = 64
+batch_tokens = 128
 num_hashes = 1
 [card]
 title = "Foxes"
@@ -65,3 +69,14 @@ def assert_same_model(one: Path, other: Path, tolerance: float = 0.0) -> None:
     expected, found = (load_model(path, device="cpu", dtype="float32").state_dict() for path in (one, other))
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, atol=tolerance, rtol=tolerance, msg=name)
+
+
+def wait_for_step(directory: Path, training: subprocess.Popen[Any], after: int = 0) -> int:
+    """Waits until a checkpoint of a step after that one is there; gives its step."""
+    while True:
+        assert training.poll() is None
+        if (directory / CHECKPOINT_FILE).exists():
+            step = load_checkpoint(directory)["trainer"]["step"]
+            if step > after:
+                return int(step)
+        time.sleep(0.02)

@@ -77,7 +77,7 @@ class TestTexts:
         assert "# Foxes\n" in card
         assert "Licence: none, it is a pangram\n" in card
         assert "words.txt | 2,700 |" in card
-        assert "Trained for 8 steps on 512 tokens" in card
+        assert "Trained for 8 steps on 704 tokens" in card
         assert "| schedule.1.num_hashes | 1 |" in card
         last = log(files / "model")[-1]["validation_bits_per_byte"]
         assert isinstance(last, dict)
@@ -87,7 +87,7 @@ class TestTexts:
     def test_the_phases_are_logged(self, files: Path) -> None:
         succeed("run.toml")
         steps = [(entry["step"], entry["tokens"], entry["phase"]) for entry in log(files / "model") if "loss" in entry]
-        assert {(5, 320, 0), (8, 512, 1)} <= {*steps}
+        assert {(5, 320, 0), (8, 704, 1)} <= {*steps}
         assert (files / "model" / "train.png").read_bytes().startswith(b"\x89PNG")
 
     def test_texts_and_minutes_without_a_file(self, files: Path) -> None:
