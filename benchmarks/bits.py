@@ -11,7 +11,14 @@ import torch
 
 from reformer_core.tokenizers import Tokenizer
 
-BANDS = {"first 1K": (0, 2**10), "1K–16K": (2**10, 2**14), "16K–128K": (2**14, 2**17), "beyond": (2**17, 2**62)}
+ALL = (0, 2**62)
+BANDS = {
+    "all": ALL,
+    "first 1K": (0, 2**10),
+    "1K–16K": (2**10, 2**14),
+    "16K–128K": (2**14, 2**17),
+    "beyond": (2**17, 2**62),
+}
 BLOCK_TOKENS = 256  # that are drawn together: tokens near each other are no independent witnesses
 RESAMPLES = 2000
 
@@ -45,12 +52,18 @@ def read_text(name: str, content: bytes, tokenizer: Tokenizer, max_tokens: int |
     return Text(name, read, token_ids, torch.tensor([len(each) for each in spelled]))
 
 
+def bands_of(texts: Sequence[Text]) -> dict[str, tuple[int, int]]:
+    """Those of `BANDS` in which any of the texts has tokens: first position, and the first one after."""
+    longest = max(len(text.token_ids) for text in texts)
+    return {name: band for name, band in BANDS.items() if band[0] < longest}
+
+
 def bits_of(log_probabilities: torch.Tensor, vocab_size: int) -> torch.Tensor:
     """Bits of each token, float64 [n]; a token that nothing predicted, nan, costs as much as in a uniform draw."""
     return log_probabilities.double().nan_to_num(-math.log(vocab_size)) / -math.log(2)
 
 
-def bits_per_byte(texts: Sequence[Text], bits: Sequence[torch.Tensor], band: tuple[int, int] = (0, 2**62)) -> float:
+def bits_per_byte(texts: Sequence[Text], bits: Sequence[torch.Tensor], band: tuple[int, int] = ALL) -> float:
     """Of all texts together, of the positions of a band; nan if there are none.
 
     Args:
@@ -67,7 +80,7 @@ def difference(
     texts: Sequence[Text],
     bits: Sequence[torch.Tensor],
     base_bits: Sequence[torch.Tensor],
-    band: tuple[int, int] = (0, 2**62),
+    band: tuple[int, int] = ALL,
 ) -> Difference:
     """bits - base_bits a byte, with a paired bootstrap: blocks of text are drawn, each with both models' bits."""
     part = slice(*band)

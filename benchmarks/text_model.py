@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.attention_maps import BANDS as DISTANCES
 from benchmarks.attention_maps import ROUNDS, HeadReport, head_reports
-from benchmarks.bits import BANDS, Text, bits_of, bits_per_byte, difference, read_text
+from benchmarks.bits import Text, bands_of, bits_of, bits_per_byte, difference, read_text
 from benchmarks.contexts import logits_at, lsh_layers, silenced, windowed_log_probabilities
 from benchmarks.harness import markdown_table, plot, save
 from benchmarks.ngram import ngram_log_probabilities
@@ -93,10 +93,11 @@ def quality_table(texts: Sequence[Text], models: Mapping[str, Bits]) -> str:
 
 def context_table(texts: Sequence[Text], found: Mapping[str, Bits]) -> str:
     """Bits per byte of the whole text, by position, and what a smaller context adds, with its 95 % interval."""
+    bands = bands_of(texts)
     rows: list[list[object]] = []
     for name, bits in found.items():
         cells: list[object] = [name]
-        for band in [(0, 2**62), *BANDS.values()]:
+        for band in bands.values():
             base = bits_per_byte(texts, found[WHOLE], band)
             if name == WHOLE:
                 cells.append(f"{base:.3f}")
@@ -105,7 +106,7 @@ def context_table(texts: Sequence[Text], found: Mapping[str, Bits]) -> str:
             percent = (100 * value / base for value in (more.bits, more.low, more.high))
             cells.append("{:+.2f} % ({:+.2f} to {:+.2f})".format(*percent))
         rows.append(cells)
-    return markdown_table(["context", "all", *BANDS], rows)
+    return markdown_table(["context", *bands], rows)
 
 
 def heads_tables(reports: Sequence[HeadReport]) -> str:
@@ -135,16 +136,20 @@ def draw(texts: Sequence[Text], found: Mapping[str, Bits]) -> None:
     bins = [(0, edges[0]), *pairwise(edges)]
     bins = [bin for bin in bins if bin[0] < max(len(text.token_ids) for text in texts)]
     middles = [(max(low, 64) * high) ** 0.5 for low, high in bins]
+    ticks = [2**power for power in range(8, 20, 2) if 2**power < bins[-1][1]]
     with plot("text_model", panels=2) as (levels, costs):
         for name, colour in {WHOLE: "C0", WINDOW: "C1", WITHOUT_LSH: "C2"}.items():
-            levels.plot(middles, [bits_per_byte(texts, found[name], bin) for bin in bins], colour, label=name)
+            style = "--" if name == WINDOW else "-"  # it may lie on the first one
+            levels.plot(middles, [bits_per_byte(texts, found[name], bin) for bin in bins], colour + style, label=name)
             if name != WHOLE:
                 costs_by_bin = [difference(texts, found[name], found[WHOLE], bin) for bin in bins]
                 costs.plot(middles, [cost.bits for cost in costs_by_bin], colour, label=name)
                 low, high = [cost.low for cost in costs_by_bin], [cost.high for cost in costs_by_bin]
                 costs.fill_between(middles, low, high, color=colour, alpha=0.2)
         for axes, title in ((levels, "bits per byte"), (costs, "more bits per byte than with the whole text")):
-            axes.set(xscale="log", xlabel="position (tokens)", title=title)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(ticks, [f"{tick / 1024:g}K" for tick in ticks])
+            axes.set(xlabel="position (tokens)", title=title)
             axes.legend()
 
 
@@ -179,7 +184,7 @@ def _record(
         name: {text.name: bits_per_byte([text], [own]) for text, own in zip(texts, bits, strict=True)}
         for name, bits in models.items()
     }
-    bands = {"all": (0, 2**62), **BANDS}
+    bands = bands_of(texts)
     return {
         "tokens": {text.name: len(text.token_ids) for text in texts},
         "bytes": {text.name: len(text.content) for text in texts},
