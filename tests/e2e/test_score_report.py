@@ -120,6 +120,10 @@ def test_what_a_server_scored(serve: Callable[..., ServerProcess], visit: Callab
     assert told == TEXT.replace("\r\n", "\n").replace("\0", "␀").replace("\x1b", "␛")
     assert page.evaluate("window.stolen") is None
     assert page.locator("#passage-list button").count() >= 5
+    for query, found in (("<B>&amp;", 4), ("{{data}}", 4), ("E\u0301", 4), ("שלום", 4), ("(.*", 0), ("nul \0", 4)):
+        page.fill("#search input", query)
+        expect(page.locator("#search output")).to_have_text(f"1 of {found}" if found else "not found")
+        assert page.inner_text("#where").startswith("token")
     bits = -scores.logprobs[50] / math.log(2)
     assert page.evaluate("report.series.bits(50)") == pytest.approx(bits, abs=0.001)
 

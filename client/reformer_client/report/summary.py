@@ -67,7 +67,7 @@ def _list(heading: str, passages: Sequence[Passage], surprise: Surprise) -> str:
         return ""
     items = "".join(
         f"<li><b>{passage.mean:.2f}</b> <bdi>{html.escape(_text(passage, surprise))}</bdi>"
-        f' <small style="opacity:0.7">token {surprise.first_token + passage.start:,}</small></li>'
+        f' <small style="opacity:0.7;white-space:nowrap">token {surprise.first_token + passage.start:,}</small></li>'
         for passage in passages
     )
     return f'<div>{heading}</div><ul style="margin:0 0 6px;padding-left:1.4em">{items}</ul>'

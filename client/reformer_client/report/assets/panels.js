@@ -2,7 +2,6 @@
 
 function showHeader(series, facts) {
   byId("title").textContent = facts.title;
-  document.title = `${facts.title} – surprise`;
   const parts = [];
   if (facts.model) {
     const { name, parameters, dtype, device, numHashes, serverVersion } = facts.model;

@@ -36,7 +36,6 @@ class Reader {
       return block;
     });
     if (looksLikeCode(series)) host.classList.add("code");
-    this.estimateHeights();
     host.append(...this.blocks);
     this.observer = new IntersectionObserver((entries) => this.turn(entries), { root: host, rootMargin: "150% 0px" });
     for (const block of this.blocks) this.observer.observe(block);

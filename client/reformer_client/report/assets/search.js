@@ -56,7 +56,7 @@ class Search {
   /** The tokens, [start, end], of each match. */
   matchesOf(query) {
     this.index ??= new TextIndex(this.series.text);
-    const pattern = new RegExp(query.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&").replace(/\\[-/]/g, (escaped) => escaped[1]), "giu");
+    const pattern = new RegExp(query.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"), "giu");
     const found = [];
     for (let match; found.length < MOST_MATCHES && (match = pattern.exec(this.index.string)); ) {
       const start = this.series.tokenAtByte(this.index.byteAt(match.index));
