@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from reformer_core.train.settings import RunSettings
 
@@ -65,7 +64,7 @@ def build_settings(table: Mapping[str, Any], source: str, folder: Path) -> RunSe
         raise ValueError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
-def _explain(error: ErrorDetails, table: Mapping[str, Any]) -> str:
+def _explain(error: Mapping[str, Any], table: Mapping[str, Any]) -> str:
     path, value = _locate(error["loc"], table)
     name, message = ".".join(map(str, path)), error["msg"]
     if error["type"] == "extra_forbidden":

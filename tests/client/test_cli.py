@@ -218,12 +218,18 @@ def test_commands_of_other_packages_are_found_without_importing_them() -> None:
     assert output.splitlines()[-1] == "[]"
 
 
-def test_commands_without_their_dependencies_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("torch", "reformer_server.cli"):
+@pytest.mark.parametrize(
+    ("command", "module", "extra"),
+    [("serve", "reformer_server.cli", "server"), ("train", "reformer_core.train.cli", "train")],
+)
+def test_commands_without_their_dependencies_say_how_to_get_them(
+    monkeypatch: pytest.MonkeyPatch, command: str, module: str, extra: str
+) -> None:
+    for name in ("torch", module):
         monkeypatch.setitem(sys.modules, name, None)
-    result = CliRunner().invoke(main, ["serve", "--help"])
+    result = CliRunner().invoke(main, [command, "--help"])
     assert result.exit_code == 1
-    assert 'pip install "reformer-serve[server]"' in result.stderr
+    assert f'pip install "reformer-serve[{extra}]"' in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

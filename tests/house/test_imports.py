@@ -84,7 +84,7 @@ def test_client_reaches_other_packages_by_entry_points_only() -> None:
 
 @pytest.mark.parametrize(
     ("package", "extras"),
-    [("reformer_client", []), ("reformer_core", ["server"]), ("reformer_server", ["server"])],
+    [("reformer_client", []), ("reformer_core", ["server", "train"]), ("reformer_server", ["server"])],
 )
 def test_third_party_imports_are_declared(package: str, extras: list[str]) -> None:
     project = project_table()
@@ -101,6 +101,19 @@ def test_declared_dependencies_are_imported() -> None:
     client, core, server = (set().union(*third_party_imports(package).values()) for package in PACKAGES)
     assert names(project["dependencies"]) - client == set()
     assert names(project["optional-dependencies"]["server"]) - core - server == set()
+    assert names(project["optional-dependencies"]["train"]) - core == {"reformer-serve"}
+
+
+def test_only_the_trainer_needs_its_extra() -> None:
+    trainers = names(project_table()["optional-dependencies"]["train"])
+    found = [
+        f"{path.relative_to(ROOT)}: {module}"
+        for path in sources("reformer_core")
+        if "train" not in path.parts
+        for module in imported_modules(path)
+        if module.partition(".")[0] in trainers
+    ]
+    assert found == []
 
 
 def third_party_imports(package: str) -> dict[str, set[str]]:

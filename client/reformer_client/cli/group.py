@@ -8,7 +8,7 @@ import click
 _HELP = {
     "plan": "Show how much memory a model and its documents need.",
     "serve": "Start a server.",
-    "train": "Train a Reformer on text files.",
+    "train": "Train a Reformer on texts or images.",
 }
 
 
@@ -38,8 +38,8 @@ class LazyCommand(click.Command):
         try:
             command: click.Command = self._entry_point.load()
         except ModuleNotFoundError as error:
+            extra_name = "train" if self.name == "train" else "server"
             raise click.ClickException(
-                f"`reformer {self.name}` needs the server's dependencies ({error}): "
-                'pip install "reformer-serve[server]"'
+                f'`reformer {self.name}` needs more than the client ({error}): pip install "reformer-serve[{extra_name}]"'
             ) from error
         return command.make_context(info_name, args, parent, **extra)
