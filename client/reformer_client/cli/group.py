@@ -38,8 +38,8 @@ class LazyCommand(click.Command):
         try:
             command: click.Command = self._entry_point.load()
         except ModuleNotFoundError as error:
-            extra_name = "train" if self.name == "train" else "server"
+            needed = "train" if self.name == "train" else "server"
             raise click.ClickException(
-                f'`reformer {self.name}` needs more than the client ({error}): pip install "reformer-serve[{extra_name}]"'
+                f'`reformer {self.name}` needs more than the client ({error}): pip install "reformer-serve[{needed}]"'
             ) from error
         return command.make_context(info_name, args, parent, **extra)
