@@ -33,6 +33,7 @@ def test_wheel_has_types_contract_and_the_embedded_model(wheel: Path) -> None:
     assert {f"{p}/py.typed" for p in ("reformer", "reformer_core", "reformer_server", "reformer_client")} <= names
     assert {f"reformer/v1/{s}" for s in ("model.proto", "model_pb2.py", "model_pb2.pyi", "model_pb2_grpc.pyi")} <= names
     assert {f"reformer_core/embedded/text/{f}" for f in ("config.json", "model.safetensors", "spiece.model")} <= names
+    assert {f"reformer_client/report/assets/{f}" for f in ("page.html", "style.css", "main.js")} <= names
     assert "reformer_core/train/cli.py" in names
     assert wheel.stat().st_size < 16 * 2**20  # the embedded model may have 10 MB
 
