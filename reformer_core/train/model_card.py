@@ -43,6 +43,16 @@ Trained for {steps:,} steps on {tokens:,} tokens ({epochs:.1f} times the data) i
 {settings}
 """
 
+_LEFT_OUT = (
+    "output",
+    "card.",
+    "model.config",
+    "model.init",
+    "data.texts",
+    "data.validation",
+    "data.tokenizer",
+    "data.images",
+)
 _UNITS = {
     "byte": "Bits per byte on held-out texts, read in full, at most {tokens:,} tokens at a time",
     "dimension": "Bits per dimension (a channel of a pixel) on held-out images",
@@ -96,12 +106,11 @@ def _table(files: Sequence[DataFile]) -> str:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Values by their dotted names; without the card's own ones and paths, which say something about a machine."""
+    """Values by their dotted names; without the card's own, and without paths, which say something about a machine."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         value = dict(enumerate(value))
     if isinstance(value, dict):
         for key, each in value.items():
-            if name or key not in ("card", "output"):
-                yield from _flat(each, f"{name}.{key}" if name else str(key))
-    elif name.partition(".")[0] != "data" or name in ("data.vocab_size", "data.augment"):
+            yield from _flat(each, f"{name}.{key}" if name else str(key))
+    elif not name.startswith(_LEFT_OUT):
         yield name, value
