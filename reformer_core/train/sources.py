@@ -12,8 +12,8 @@ from reformer_core.tokenizers.pixels import PixelTokenizer
 from reformer_core.train.configurations import image_config, text_config
 from reformer_core.train.data import Data, DataFile
 from reformer_core.train.images import WholeImages, read_images
-from reformer_core.train.initial import initialise_positions
 from reformer_core.train.initial_pixels import initialise_pixels
+from reformer_core.train.initial_text import initialise_text
 from reformer_core.train.settings import DataSettings
 from reformer_core.train.texts import Crops, read_text, tokenize
 from reformer_core.train.validation import ImageValidation, TextValidation
@@ -55,7 +55,7 @@ class TextData:
         return text_config(tokenizer.vocab_size)
 
     def initialise(self, model: ReformerModel) -> None:
-        initialise_positions(model)
+        initialise_text(model)
 
     def examples(self, tokenizer: Tokenizer, config: ReformerConfig, longest: int) -> Crops:
         tokenized = [tokenize(text, tokenizer, config.eos_token_id) for text in self._texts]

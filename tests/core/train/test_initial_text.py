@@ -1,0 +1,100 @@
+"""Where the heads of a text model look before it has learned anything."""
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from reformer_core import ReformerConfig, ReformerModel
+from reformer_core.local_attention import LocalAttention
+from reformer_core.train.configurations import text_config
+from reformer_core.train.initial_text import LOOKS, initialise_text
+
+TOKENS = 512
+START = 70_001  # far from the first position, and odd: parity is that of positions, not of places in a crop
+
+
+def initial_model(**changes: Any) -> ReformerModel:
+    torch.manual_seed(0)
+    model = ReformerModel(dataclasses.replace(text_config(512), **changes))
+    initialise_text(model)
+    return model
+
+
+@torch.no_grad()
+def local_attention(model: ReformerModel, layer_index: int) -> torch.Tensor:
+    """Causal attention weights of a local layer to random tokens, [H, n, n], without its window."""
+    token_ids = torch.randint(model.config.vocab_size, (1, TOKENS), generator=torch.Generator().manual_seed(1))
+    stream1 = stream2 = model.embed(token_ids, START + torch.arange(TOKENS))
+    for layer in model.reversible_layers[:layer_index]:
+        stream1 = stream1 + layer.attention(stream2)
+        stream2 = stream2 + layer.feed_forward(stream1)
+    attention = model.reversible_layers[layer_index].attention
+    assert isinstance(attention, LocalAttention)
+    query, key, _ = attention.project(stream2)
+    future = torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1)
+    return (query @ key.transpose(-1, -2)).masked_fill(future, -math.inf).softmax(dim=-1)[0]
+
+
+def mass(weights: torch.Tensor, steps: int, parity: int | None = None) -> float:
+    """Average attention of a head, [n, n], to `steps` before; of queries at even (0) or odd (1) positions."""
+    queries = torch.arange(TOKENS // 2, TOKENS)
+    if parity is not None:
+        queries = queries[(queries + START) % 2 == parity]
+    return float(weights[queries, queries - steps].mean())
+
+
+@pytest.mark.parametrize(
+    ("local_layer", "head"), [(layer, head) for layer in (0, 1) for head in range(len(LOOKS[layer]))]
+)
+def test_heads_begin_where_they_are_told(local_layer: int, head: int) -> None:
+    look, weights = LOOKS[local_layer][head], local_attention(initial_model(), local_layer)[head]
+    if look.wide:
+        near, far = (mass(weights, steps) for steps in (1, 32))
+        assert 0.03 < near < 0.3
+        assert 0 < far < near / 2
+    elif look.parity:
+        own, other = (0, 1) if look.parity == 1 else (1, 0)
+        assert mass(weights, 0, own) > 0.9
+        assert mass(weights, 1, other) > 0.5
+        assert mass(weights, 0, other) < 0.2
+    else:
+        assert mass(weights, look.steps) > 0.9
+
+
+def test_what_a_random_model_does_not() -> None:
+    torch.manual_seed(0)
+    weights = local_attention(ReformerModel(text_config(512)), 0)
+    assert max(mass(head, look.steps) for head, look in zip(weights, LOOKS[0], strict=False)) < 0.1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"axial_pos_embds": False, "max_position_embeddings": 131_072},
+        {"num_attention_heads": 1, "attention_head_size": 64},
+        {"axial_pos_shape": (1024, 1024), "axial_pos_embds_dim": (248, 8)},
+        {"attn_layers": ("lsh", "local", "lsh")},
+    ],
+    ids=["plain positions", "one head", "narrow positions", "LSH first"],
+)
+def test_any_configuration_has_a_beginning(changes: dict[str, Any]) -> None:
+    model = initial_model(**changes)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    local = model.config.attn_layers.index("local")
+    if model.config.hidden_size > 8 and changes.get("axial_pos_embds_dim") != (248, 8):  # four waves tell less
+        assert mass(local_attention(model, local)[0], 1) > 0.8
+
+
+def test_a_model_without_local_layers_keeps_its_queries() -> None:
+    torch.manual_seed(0)
+    config = dataclasses.replace(ReformerConfig(), attn_layers=("lsh",), num_attention_heads=2)
+    before = ReformerModel(config)
+    torch.manual_seed(0)
+    after = ReformerModel(config)
+    initialise_text(after)
+    assert torch.equal(
+        before.reversible_layers[0].attention.query_key.weight, after.reversible_layers[0].attention.query_key.weight
+    )
