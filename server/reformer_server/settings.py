@@ -34,7 +34,9 @@ def _setting(key: str, parse: Callable[[str], Any], default: str | None, help: s
 class Settings:
     """What the server runs with. Raises SettingsError if a value is out of its range."""
 
-    model: str | None = _setting("model", str, None, "Folder of the model, or its hub id. Default: the embedded model.")
+    model: str | None = _setting(
+        "model", str, None, "Folder, hub id or embedded:image. Default: the embedded text model."
+    )
     device: str = _setting("device", str, "auto", "cpu, cuda (or cuda:1 ...), or auto.")
     dtype: str = _setting("dtype", str, "auto", "float32, bfloat16, float16, or auto.")
     num_hashes: int | None = _setting("num-hashes", int, None, "LSH hash rounds. Default: the model's.")
