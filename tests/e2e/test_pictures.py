@@ -18,6 +18,7 @@ from tests.e2e.conftest import ServerProcess, reformer, until
 
 HEIGHT, WIDTH = 6, 4
 ROW = WIDTH * 3
+EXAMPLES = Path(__file__).parents[2] / "examples" / "pictures"
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -236,6 +237,19 @@ class TestKindsOfModels:
                 with pytest.raises(InvalidArgumentError, match=r"reads text") as error:
                     call()
                 assert [violation.field for violation in error.value.field_violations] == [field]
+
+
+class TestEmbeddedModel:
+    def test_completes_a_picture_that_it_never_saw(self, serve: Callable[..., ServerProcess]) -> None:
+        briefcase = (EXAMPLES / "briefcase.png").read_bytes()
+        with Client(serve("--memory", "1GiB", "--model", "embedded:image").address, timeout=100) as client:
+            assert client.model().name == "image"
+            completions = client.complete_image(briefcase, keep_rows=30, samples=2, temperature=0.7, seed=1)
+        original = pixels_of(briefcase).astype(int)
+        for image in completions:
+            values = pixels_of(image.png).astype(int)
+            assert np.array_equal(values[:30], original[:30])
+            assert np.abs(values[30:] - original[30:]).mean() < 60  # 85 is what noise has to noise
 
 
 class TestCommand:
