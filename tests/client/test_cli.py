@@ -214,7 +214,7 @@ def test_commands_of_other_packages_are_found_without_importing_them() -> None:
         "except SystemExit: print([m for m in ('torch', 'reformer_server', 'reformer_core') if m in sys.modules])\n"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "serve      Start a server." in output
+    assert "serve Start a server." in " ".join(output.split())
     assert output.splitlines()[-1] == "[]"
 
 
@@ -239,7 +239,7 @@ def test_the_command_of_another_package_is_run_as_it_is(
     other = EntryPoints([EntryPoint("other", "reformer_client.cli.score:score", "reformer.commands")])
     monkeypatch.setattr("reformer_client.cli.group.entry_points", lambda **selected: other.select(**selected))
     reformer = Command(server)
-    assert "other      (from reformer_client.cli.score)" in reformer("--help").stdout
+    assert "other (from reformer_client.cli.score)" in " ".join(reformer("--help").stdout.split())
     assert "Usage: reformer other [OPTIONS] FILE" in reformer("other", "--help").stdout
     assert reformer("other", file).stdout.startswith("tokens")
     assert "Missing argument" in reformer("other", exit_code=2).stderr
