@@ -222,6 +222,7 @@ class TestKindsOfModels:
             (lambda: client.tokenize("a text"), "text"),
             (lambda: client.generate([1, 2], stop="a").collect(), "sampling.stop"),
             (lambda: client.detokenize_image([1, 2, 3]), "token_ids.ids"),
+            (lambda: client.detokenize_image([1] * ROW, columns=0), "columns"),
         ):
             with pytest.raises(InvalidArgumentError) as error:
                 call()

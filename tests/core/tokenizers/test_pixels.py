@@ -56,6 +56,19 @@ class TestPictures:
         expected = np.asarray(Image.open(io.BytesIO(jpeg)))
         assert TOKENIZER.encode(jpeg).tolist() == expected.reshape(-1).tolist()
 
+    def test_several_pictures_side_by_side(self) -> None:
+        pictures = [pixels(seed) for seed in range(3)]
+        ids = [id for picture in pictures for id in picture.reshape(-1).tolist()]
+        grid = np.asarray(Image.open(io.BytesIO(TOKENIZER.to_png(ids, columns=2))))
+        assert np.array_equal(grid[:HEIGHT], np.concatenate(pictures[:2], axis=1))
+        assert np.array_equal(grid[HEIGHT:, :WIDTH], pictures[2])
+        assert (grid[HEIGHT:, WIDTH:] == 255).all()
+        below = np.asarray(Image.open(io.BytesIO(TOKENIZER.to_png(ids))))
+        assert np.array_equal(below, np.concatenate(pictures))
+        assert np.asarray(Image.open(io.BytesIO(TOKENIZER.to_png(ids, columns=9)))).shape == (HEIGHT, 3 * WIDTH, 3)
+        with pytest.raises(InvalidTokensError, match="7 rows are no whole pictures: a picture has 4 rows"):
+            TOKENIZER.to_png(ids[: 7 * TOKENIZER.row_tokens], columns=2)
+
     @pytest.mark.parametrize("ids", [[], [0] * (WIDTH * 3 - 1), [0] * (WIDTH * 3 - 1) + [256], [-1] * WIDTH * 3])
     def test_tokens_that_are_no_picture_are_refused(self, ids: list[int]) -> None:
         with pytest.raises(InvalidTokensError, match=r"no rows of a picture|outside the tokenizer's vocabulary"):
