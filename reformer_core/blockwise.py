@@ -13,20 +13,27 @@ class ParameterGradients:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
         self.all: list[torch.Tensor | None] = [None] * len(parameters)
-        """One a parameter; None for those that are frozen."""
+        """One a parameter; None for those that are frozen, or that nothing depended on."""
 
-    def add(self, y: torch.Tensor, x: torch.Tensor, grad_y: torch.Tensor | None = None) -> torch.Tensor:
-        """Backward from y to x and the parameters; returns the gradient of x, in its shape.
+    def add(
+        self, ys: Sequence[torch.Tensor], x: torch.Tensor, grad_ys: Sequence[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Backward from some tensors to x and the parameters; returns the gradient of x, in its shape.
 
         Args:
-            grad_y: in the shape of y; None if y is a scalar whose gradient is 1.
+            grad_ys: in the shapes of ys; None if these are scalars whose gradient is 1.
         """
         trainable = [index for index, parameter in enumerate(self._parameters) if parameter.requires_grad]
         inputs = [x, *(self._parameters[index] for index in trainable)]
-        grad_x, *grads = torch.autograd.grad(y, inputs, None if grad_y is None else grad_y.to(y.dtype))
+        if grad_ys is not None:
+            grad_ys = [grad.to(y.dtype) for y, grad in zip(ys, grad_ys, strict=True)]
+        grad_x, *grads = torch.autograd.grad(ys, inputs, grad_ys, allow_unused=True)
         for index, grad in zip(trainable, grads, strict=True):
             before = self.all[index]
-            self.all[index] = grad if before is None else before.add_(grad)
+            if before is None:
+                self.all[index] = grad
+            elif grad is not None:
+                before.add_(grad)
         return grad_x
 
 

@@ -66,7 +66,7 @@ class _HeadLoss(torch.autograd.Function):
                 loss = nn.functional.cross_entropy(logits_of(x), targets[block], reduction="sum")
             total += loss.detach()
             if wanted:
-                grads = parameter_grads.add(loss, x).chunk(2, dim=-1)
+                grads = parameter_grads.add([loss], x).chunk(2, dim=-1)
                 for stream_grad, grad in zip(stream_grads, grads, strict=True):
                     stream_grad[block] = grad
         ctx.grads = [*(grad.view(stream1.shape) for grad in stream_grads), None, None, None, *parameter_grads.all]

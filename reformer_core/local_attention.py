@@ -40,16 +40,29 @@ class LocalAttention(nn.Module):
         self, hidden: torch.Tensor, buckets: torch.Tensor | None = None, generator: torch.Generator | None = None
     ) -> torch.Tensor:
         """Full attention of a batch: [B, n, d] -> [B, n, d], without the residual; `buckets` is for LSH only."""
-        query, key, value = self.project(hidden)
+        return self.merge(self.mix(*self.project(hidden), None, generator), generator)
+
+    def mix(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        buckets: torch.Tensor | None,
+        generator: torch.Generator | None,
+    ) -> torch.Tensor:
+        """What tokens get from others: projected heads [B, H, n, D] -> [B, H, n, D]; `buckets` is for LSH only."""
         length, before = self.config.local_attn_chunk_length, self.config.local_num_chunks_before
         tokens = query.shape[-2]
         # One "round" in the order of positions. Before the first chunk come the last ones: with so many chunks, all of
         # them are in the future, and no token is seen twice.
         chunks = max(-(-tokens // length), 1 + before)
-        order = torch.arange(chunks * length, device=hidden.device).expand(*query.shape[:-2], 1, -1)
+        order = torch.arange(chunks * length, device=query.device).expand(*query.shape[:-2], 1, -1)
         layout = SlotLayout(length, before, False, self.config.local_attention_probs_dropout_prob, generator)
-        out = attend_rounds(query, key, value, order, layout)
-        out = self.output(out.transpose(-2, -3).flatten(-2))
+        return attend_rounds(query, key, value, order, layout)
+
+    def merge(self, mixed: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        """The heads' outputs [B, H, n, D] -> [B, n, d]."""
+        out = self.output(mixed.transpose(-2, -3).flatten(-2))
         return dropout(out, self.config.hidden_dropout_prob, generator)
 
     def attend_slice(self, hidden: torch.Tensor, start: int, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

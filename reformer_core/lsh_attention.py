@@ -86,21 +86,31 @@ class LSHAttention(nn.Module):
             generator: randomness of the dropout; None for inference.
         """
         query_key, value = self.project(hidden)
-        return self.attend(query_key, value, self.hash(query_key) if buckets is None else buckets, generator)
+        buckets = self.hash(query_key) if buckets is None else buckets
+        return self.merge(self.mix(query_key, normalised_keys(query_key), value, buckets, generator), generator)
 
-    def attend(
-        self, query_key: torch.Tensor, value: torch.Tensor, buckets: torch.Tensor, generator: torch.Generator | None
+    def mix(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        buckets: torch.Tensor | None,
+        generator: torch.Generator | None,
     ) -> torch.Tensor:
-        """The rest of `forward`, of what has been projected, [B, H, n, D], and hashed, int [B, H, R, n]."""
-        tokens = query_key.shape[-2]
+        """What tokens get from others: projected heads [B, H, n, D], hashed to int [B, H, R, n] -> [B, H, n, D]."""
+        assert buckets is not None
+        tokens = query.shape[-2]
         padded = self.config.padded_length(tokens)
         if padded <= self.config.lsh_attn_chunk_length:  # one chunk: everything sees everything, once
-            order = torch.arange(tokens, device=buckets.device).expand(*query_key.shape[:-2], 1, tokens)
+            order = torch.arange(tokens, device=buckets.device).expand(*query.shape[:-2], 1, tokens)
             length, before = tokens, 0
         else:
             order = sorted_order(buckets, padded)
             length, before = self.config.lsh_attn_chunk_length, self.config.lsh_num_chunks_before
         layout = SlotLayout(length, before, True, self.config.lsh_attention_probs_dropout_prob, generator)
-        out = attend_rounds(query_key, normalised_keys(query_key), value, order, layout)
-        out = self.output(out.transpose(-2, -3).flatten(-2))
+        return attend_rounds(query, key, value, order, layout)
+
+    def merge(self, mixed: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        """The heads' outputs [B, H, n, D] -> [B, n, d]."""
+        out = self.output(mixed.transpose(-2, -3).flatten(-2))
         return dropout(out, self.config.hidden_dropout_prob, generator)

@@ -16,8 +16,14 @@ from typing import Protocol, cast
 import torch
 from torch import nn
 
-from reformer_core.blockwise import Autocast, ParameterGradients
-from reformer_core.feed_forward import BLOCK_TOKENS, FeedForward
+from reformer_core.blockwise import Autocast
+from reformer_core.feed_forward import FeedForward
+from reformer_core.layer_passes import (
+    add_attention,
+    add_feed_forward,
+    take_back_attention,
+    take_back_feed_forward,
+)
 from reformer_core.local_attention import LocalAttention
 from reformer_core.lsh_attention import LSHAttention
 
@@ -56,9 +62,7 @@ def _run_and_keep(layers: Sequence[Layer], hidden: torch.Tensor, seed: int | Non
     stream1 = stream2 = hidden
     for layer, (attention_seed, feed_forward_seed) in zip(layers, _seeds(seed, len(layers)), strict=True):
         stream1 = stream1 + layer.attention(stream2, None, _generator(attention_seed, hidden))
-        generator = _generator(feed_forward_seed, hidden)
-        blocks = [layer.feed_forward(block, generator) for block in stream1.split(BLOCK_TOKENS, dim=1)]
-        stream2 = stream2 + (blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1))
+        stream2 = stream2 + layer.feed_forward(stream1, _generator(feed_forward_seed, hidden))
     return stream1, stream2
 
 
@@ -92,13 +96,9 @@ class _ReversibleLayers(torch.autograd.Function):
         stream1, stream2 = hidden.clone(), hidden.clone()
         with ctx.autocast.again():
             for layer, (attention_seed, feed_forward_seed) in zip(layers, _seeds(seed, len(layers)), strict=True):
-                out, buckets = _attend(layer.attention, stream2, _generator(attention_seed, hidden))
-                ctx.buckets.append(buckets)
-                stream1 += out
-                generator = _generator(feed_forward_seed, hidden)
-                for start in range(0, hidden.shape[1], BLOCK_TOKENS):
-                    block = slice(start, start + BLOCK_TOKENS)
-                    stream2[:, block] += layer.feed_forward(stream1[:, block], generator)
+                attention_generator = _generator(attention_seed, hidden)
+                ctx.buckets.append(add_attention(stream1, layer.attention, stream2, attention_generator))
+                add_feed_forward(stream2, layer.feed_forward, stream1, _generator(feed_forward_seed, hidden))
         ctx.save_for_backward(stream1, stream2)
         return stream1, stream2
 
@@ -109,35 +109,27 @@ class _ReversibleLayers(torch.autograd.Function):
         parameter_grads: list[torch.Tensor | None] = []  # the last parameter's first
         seeds = _seeds(ctx.seed, len(ctx.layers))
         for layer, (attention_seed, feed_forward_seed) in zip(reversed(ctx.layers), reversed(seeds), strict=True):
-            attention, feed_forward, buckets = layer.attention, layer.feed_forward, ctx.buckets.pop()
-            feed_forward_grads = ParameterGradients(list(feed_forward.parameters()))
-            generator = _generator(feed_forward_seed, stream1)
-            for start in range(0, stream1.shape[1], BLOCK_TOKENS):
-                block = slice(start, start + BLOCK_TOKENS)
-                with torch.enable_grad(), ctx.autocast.again():
-                    x = stream1[:, block].detach().requires_grad_()
-                    y = feed_forward(x, generator)
-                stream2[:, block] -= y.detach()
-                grad1[:, block] += feed_forward_grads.add(y, x, grad2[:, block])
-            attention_grads = ParameterGradients(list(attention.parameters()))
-            with torch.enable_grad(), ctx.autocast.again():
-                x = stream2.detach().requires_grad_()
-                y = attention(x, buckets, _generator(attention_seed, x))
-            stream1 -= y.detach()
-            grad2 += attention_grads.add(y, x, grad1)
-            parameter_grads += reversed(attention_grads.all + feed_forward_grads.all)
+            feed_forward_grads = take_back_feed_forward(
+                stream2,
+                layer.feed_forward,
+                stream1,
+                _generator(feed_forward_seed, stream1),
+                grad_stream=grad2,
+                grad_hidden=grad1,
+                autocast=ctx.autocast,
+            )
+            attention_grads = take_back_attention(
+                stream1,
+                layer.attention,
+                stream2,
+                ctx.buckets.pop(),
+                _generator(attention_seed, stream2),
+                grad_stream=grad1,
+                grad_hidden=grad2,
+                autocast=ctx.autocast,
+            )
+            parameter_grads += reversed(attention_grads + feed_forward_grads)
         return (grad1.add_(grad2), None, None, *reversed(parameter_grads))
-
-
-def _attend(
-    attention: LSHAttention | LocalAttention, hidden: torch.Tensor, generator: torch.Generator | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """An attention block's output [B, n, d], and the buckets int32 [B, H, R, n] that it used, if it has any."""
-    if isinstance(attention, LocalAttention):
-        return attention(hidden, None, generator), None
-    query_key, value = attention.project(hidden)
-    buckets = attention.hash(query_key).to(torch.int32)
-    return attention.attend(query_key, value, buckets, generator), buckets
 
 
 def _seeds(seed: int | None, layers: int) -> list[tuple[int | None, int | None]]:

@@ -3,6 +3,7 @@
 Shapes: B batch, H heads, D head size, R hash rounds, L chunk length, n tokens, N padded tokens.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 
 from reformer_core.window_attention import attend_slots, attend_slots_backward
+
+PART_SLOTS = 2**14  # of all heads together: few enough that what is computed of them stays in a cache
 
 
 @dataclass(frozen=True)
@@ -67,33 +70,40 @@ def combine(
 class CombinedRounds:
     """Attention over the windows of all rounds, from that over each: a running softmax over the log-sum-exps."""
 
-    def __init__(self, out: torch.Tensor, log_sum_exp: torch.Tensor) -> None:
-        """Begins with the first round's outputs [..., D] and log-sum-exps [...]."""
-        self.out, self._peak, self._total = out, log_sum_exp, torch.ones_like(log_sum_exp)
+    def __init__(self, like: torch.Tensor) -> None:
+        """For outputs in the shape [..., N, D] and the dtype of `like`."""
+        self.out = torch.zeros_like(like)
+        exact = torch.promote_types(like.dtype, torch.float32)
+        self._peak = like.new_full(like.shape[:-1], -torch.inf, dtype=exact)
+        self._total = torch.zeros_like(self._peak)
 
-    def add(self, out: torch.Tensor, log_sum_exp: torch.Tensor) -> None:
-        """One more round's outputs [..., D] and log-sum-exps [...]."""
-        self.out, self._peak, self._total = combine(self.out, self._peak, self._total, out, log_sum_exp)
+    def add(self, positions: torch.Tensor, out: torch.Tensor, log_sum_exp: torch.Tensor) -> None:
+        """One round's outputs [..., m, D] and log-sum-exps [..., m] of the tokens at positions int64 [..., m]."""
+        before = gather_tokens(self.out, positions), *(x.gather(-1, positions) for x in (self._peak, self._total))
+        out, peak, total = combine(*before, out, log_sum_exp)
+        _flat_rows(self.out).index_copy_(0, _row_numbers(positions, self.out.shape[-2]), _flat_rows(out))
+        self._peak.scatter_(-1, positions, peak)
+        self._total.scatter_(-1, positions, total)
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The outputs [..., D] and log-sum-exps, float32 [...], of all rounds.
+        """The outputs [..., N, D] and log-sum-exps, float32 [..., N], of all rounds.
 
         Scaled by the log-sum-exp as it is rounded, not by the total: that is what the released models do to a token
         that sees only itself, whose log-sum-exp is about -1e5 and as coarse as 1/128.
         """
         log_sum_exp = self._peak + self._total.log()
-        return (self.out * torch.exp(self._peak - log_sum_exp).unsqueeze(-1)).to(self.out.dtype), log_sum_exp
+        return self.out.mul_(torch.exp(self._peak - log_sum_exp).unsqueeze(-1)), log_sum_exp
 
 
 def gather_tokens(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """x [..., N, D] at positions int64 [..., m] -> [..., m, D]."""
-    rows = x.reshape(-1, x.shape[-1]).index_select(0, _row_numbers(positions, x.shape[-2]))
+    rows = _flat_rows(x).index_select(0, _row_numbers(positions, x.shape[-2]))
     return rows.view(*positions.shape, x.shape[-1])
 
 
 def add_at_tokens(x: torch.Tensor, positions: torch.Tensor, more: torch.Tensor) -> None:
     """Adds more [..., m, D] to the contiguous x [..., N, D], in place, at positions int64 [..., m]."""
-    x.view(-1, x.shape[-1]).index_add_(0, _row_numbers(positions, x.shape[-2]), more.reshape(-1, x.shape[-1]))
+    _flat_rows(x).index_add_(0, _row_numbers(positions, x.shape[-2]), _flat_rows(more))
 
 
 class _Context(Protocol):
@@ -120,9 +130,9 @@ class _AttendRounds(torch.autograd.Function):
         ctx.layout, ctx.generator_state = layout, None if generator is None else generator.get_state()
         tokens = query.shape[-2]
         padded_query, padded_key, padded_value = (_pad(x, order) for x in (query, key, value))
-        combined: CombinedRounds | None = None
-        for slots, query_slots in _ring(order, layout):
-            round_out, log_sum_exp = attend_slots(
+        combined = CombinedRounds(padded_value)
+        for slots, query_slots in _parts(order, layout):
+            out, log_sum_exp = attend_slots(
                 gather_tokens(padded_query, query_slots),
                 gather_tokens(padded_key, slots),
                 gather_tokens(padded_value, slots),
@@ -133,16 +143,10 @@ class _AttendRounds(torch.autograd.Function):
                 dropout_prob=layout.dropout_prob,
                 generator=generator,
             )
-            slot_of = _inverse(query_slots)[..., :tokens]
-            by_token = gather_tokens(round_out, slot_of), log_sum_exp.gather(-1, slot_of)
-            if combined is None:
-                combined = CombinedRounds(*by_token)
-            else:
-                combined.add(*by_token)
-        assert combined is not None  # there is always a round
+            combined.add(query_slots, out, log_sum_exp)
         out, total = combined.finish()
         ctx.save_for_backward(query, key, value, order, out, total)
-        return out
+        return out[..., :tokens, :]
 
     @staticmethod
     def backward(ctx: _Context, grad_out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
@@ -153,11 +157,10 @@ class _AttendRounds(torch.autograd.Function):
             generator = torch.Generator(query.device)
             generator.set_state(ctx.generator_state)
         tokens = query.shape[-2]
-        query, key, value, out, grad_out = (_pad(x, order) for x in (query, key, value, out, grad_out))
-        total = nn.functional.pad(total, (0, order.shape[-1] - tokens))
+        query, key, value, grad_out = (_pad(x, order) for x in (query, key, value, grad_out))
         grads = [torch.zeros_like(x) for x in (query, key, value)]
-        for slots, query_slots in _ring(order, layout):
-            round_grads = attend_slots_backward(
+        for slots, query_slots in _parts(order, layout):
+            more_grads = attend_slots_backward(
                 gather_tokens(grad_out, query_slots),
                 gather_tokens(query, query_slots),
                 gather_tokens(key, slots),
@@ -171,37 +174,36 @@ class _AttendRounds(torch.autograd.Function):
                 dropout_prob=layout.dropout_prob,
                 generator=generator,
             )
-            for grad, at, more in zip(grads, (query_slots, slots, slots), round_grads, strict=True):
+            for grad, at, more in zip(grads, (query_slots, slots, slots), more_grads, strict=True):
                 add_at_tokens(grad, at, more)
         grad_query, grad_key, grad_value = (grad[..., :tokens, :] for grad in grads)
         return grad_query, grad_key, grad_value, None, None
 
 
-def _ring(order: torch.Tensor, layout: SlotLayout) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """A round's slots [B, H, b L + N], those seen before its first chunk included, and its own [B, H, N].
+def _parts(order: torch.Tensor, layout: SlotLayout) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Round after round, some chunks at a time: slots [B, H, b L + m], and those without the b chunks before.
 
     All rounds lie on one axis, a ring: before a round's first chunk comes the last chunk of the round before.
     """
     ring, padded, reach = order.flatten(-2), order.shape[-1], layout.before * layout.length
-    behind = torch.arange(-reach, 0, device=ring.device) % ring.shape[-1]
-    ring = torch.cat([ring[..., behind], ring], dim=-1)
-    starts = range(0, order.shape[-2] * padded, padded)
-    return [
-        (ring[..., start : start + padded + reach], ring[..., start + reach : start + reach + padded])
-        for start in starts
-    ]
-
-
-def _inverse(order: torch.Tensor) -> torch.Tensor:
-    """slot -> position, int64 [..., N], to position -> slot."""
-    slots = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, slots)
+    sequences = order.shape[:-2].numel()
+    step = max(PART_SLOTS // (sequences * layout.length), 1) * layout.length
+    for round_ in range(order.shape[-2]):
+        for first in range(0, padded, step):
+            start, stop = round_ * padded + first, round_ * padded + min(first + step, padded)
+            slots = ring[..., torch.arange(start - reach, stop, device=ring.device) % ring.shape[-1]]
+            yield slots, slots[..., reach:]
 
 
 def _pad(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """[B, H, n, D] -> [B, H, N, D], contiguous."""
     padding = order.shape[-1] - x.shape[-2]
     return nn.functional.pad(x, (0, 0, 0, padding)) if padding else x.contiguous()
+
+
+def _flat_rows(x: torch.Tensor) -> torch.Tensor:
+    """[..., D] -> [..., D] with one leading dimension."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def _row_numbers(positions: torch.Tensor, tokens: int) -> torch.Tensor:

@@ -97,5 +97,5 @@ def test_head_and_feed_forward_in_blocks_give_the_same(model: ReformerModel, mon
     with torch.no_grad():
         expected = model(token_ids)
         monkeypatch.setattr("reformer_core.model.HEAD_BLOCK_TOKENS", 7)
-        monkeypatch.setattr("reformer_core.reversible.BLOCK_TOKENS", 13)
+        monkeypatch.setattr("reformer_core.layer_passes.BLOCK_TOKENS", 13)
         torch.testing.assert_close(model(token_ids), expected, atol=1e-5, rtol=0)

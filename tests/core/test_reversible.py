@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from reformer_core import ReformerConfig, ReformerModel, local_attention, lsh_attention, reversible
+from reformer_core import (
+    ReformerConfig,
+    ReformerModel,
+    layer_passes,
+    local_attention,
+    lsh_attention,
+    reversible,
+    rounds,
+)
+from reformer_core.layer_passes import project_heads, token_blocks
+from reformer_core.lsh_attention import LSHAttention
 from reformer_core.reversible import Layer, run_layers
 from reformer_core.rounds import SlotLayout, attend_rounds
 from tests.core.models import random_model, small_config
@@ -33,9 +43,14 @@ def plain_layers(layers: list[Layer], hidden: torch.Tensor, seed: int | None) ->
         generators = [
             None if seed is None else torch.Generator().manual_seed(seed + 2 * index + block) for block in (0, 1)
         ]
-        stream1 = stream1 + layer.attention(stream2, None, generators[0])
-        blocks = stream1.split(reversible.BLOCK_TOKENS, dim=1)
-        stream2 = stream2 + torch.cat([layer.feed_forward(block, generators[1]) for block in blocks], dim=1)
+        attention, blocks = layer.attention, list(token_blocks(hidden))
+        heads = project_heads(attention, stream2)
+        buckets = attention.hash(heads[0]) if isinstance(attention, LSHAttention) else None
+        mixed = attention.mix(*heads, buckets, generators[0])
+        merged = [attention.merge(mixed[..., block, :], generators[0]) for block in blocks]
+        stream1 = stream1 + torch.cat(merged, dim=1)
+        fed = [layer.feed_forward(stream1[:, block], generators[1]) for block in blocks]
+        stream2 = stream2 + torch.cat(fed, dim=1)
     return stream1, stream2
 
 
@@ -74,7 +89,7 @@ def random_hidden(config: ReformerConfig, rows: int, tokens: int) -> torch.Tenso
 def test_gradients_equal_plain_autograd(
     monkeypatch: pytest.MonkeyPatch, seed: int | None, rows: int, tokens: int, values: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(reversible, "BLOCK_TOKENS", 32)
+    monkeypatch.setattr(layer_passes, "BLOCK_TOKENS", 32)
     model = random_model(small_config(**DROPOUT, **values)).double()
     hidden = random_hidden(model.config, rows, tokens)
     ours = gradients(run_layers, model, hidden, seed)
@@ -90,7 +105,6 @@ def test_gradients_equal_plain_autograd(
 
 @pytest.mark.parametrize("seed", [None, 7], ids=["inference", "dropout"])
 def test_kept_activations_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch, seed: int | None) -> None:
-    monkeypatch.setattr(reversible, "BLOCK_TOKENS", 32)
     model = random_model(small_config(attn_layers=("local", "lsh") * 2, **DROPOUT)).double()
     hidden = random_hidden(model.config, 2, 45)
     rebuilt = gradients(run_layers, model, hidden, seed)
@@ -108,13 +122,13 @@ def test_no_more_is_kept_than_is_allowed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert saved_bytes(run_layers, 12) > 10 * expected
 
 
-@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize("num_rounds", [1, 3])
 @pytest.mark.parametrize("shared_qk", [False, True])
 @pytest.mark.parametrize("dropout_prob", [0.0, 0.3])
-def test_rounds_equal_whole_matrices(rounds: int, shared_qk: bool, dropout_prob: float) -> None:
+def test_rounds_equal_whole_matrices(num_rounds: int, shared_qk: bool, dropout_prob: float) -> None:
     generator = torch.Generator().manual_seed(3)
     query, key, value = (torch.randn(2, 2, 21, 8, generator=generator, dtype=torch.float64) for _ in range(3))
-    buckets = torch.randint(4, (2, 2, rounds, 21), generator=generator)
+    buckets = torch.randint(4, (2, 2, num_rounds, 21), generator=generator)
     order = lsh_attention.sorted_order(buckets, 24)
 
     def layout() -> SlotLayout:
@@ -130,6 +144,26 @@ def test_rounds_equal_whole_matrices(rounds: int, shared_qk: bool, dropout_prob:
         torch.testing.assert_close(grad, expected_grad, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("shared_qk", [False, True])
+@pytest.mark.parametrize("dropout_prob", [0.0, 0.3])
+def test_rounds_in_parts_have_the_right_gradients(
+    monkeypatch: pytest.MonkeyPatch, shared_qk: bool, dropout_prob: float
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    inputs = [torch.randn(1, 2, 21, 4, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    order = lsh_attention.sorted_order(torch.randint(4, (1, 2, 2, 21), generator=generator), 24)
+
+    def attend(*inputs: torch.Tensor) -> torch.Tensor:
+        seeded = torch.Generator().manual_seed(4) if dropout_prob else None
+        return attend_rounds(*inputs, order, SlotLayout(4, 1, shared_qk, dropout_prob, seeded))
+
+    whole = attend(*inputs)
+    monkeypatch.setattr(rounds, "PART_SLOTS", 2 * 2 * 4)  # two chunks of both heads
+    if not dropout_prob:  # else it depends on the order in which it is drawn
+        torch.testing.assert_close(attend(*inputs), whole)
+    assert torch.autograd.gradcheck(attend, inputs, eps=1e-5, atol=1e-4, fast_mode=True)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 def test_backward_rebuilds_the_inputs_of_every_block(dtype: torch.dtype, tolerance: float) -> None:
     model = random_model(small_config(attn_layers=("local", "lsh") * 3, **DROPOUT)).to(dtype)
@@ -141,8 +175,10 @@ def test_backward_rebuilds_the_inputs_of_every_block(dtype: torch.dtype, toleran
             )
     gradients(run_layers, model, random_hidden(model.config, 2, 45).to(dtype), seed=1)
     assert len(seen) == 12
-    for forward, rebuilt in seen.values():
-        torch.testing.assert_close(rebuilt, forward, atol=tolerance, rtol=0)
+    for forward, *rebuilt in seen.values():
+        assert rebuilt
+        for again in rebuilt:
+            torch.testing.assert_close(again, forward, atol=tolerance, rtol=0)
 
 
 def saved_bytes(run: Callable[..., tuple[torch.Tensor, torch.Tensor]], layers: int) -> int:

@@ -1,0 +1,135 @@
+"""A reversible layer's blocks, forward and backward, with as little memory as they can do with.
+
+Everything but the attention itself concerns each token alone: it is computed for some tokens at a time, and in the
+backward pass once more. Of the whole sequence there are only the heads' queries, keys, values and outputs.
+
+Shapes: B batch, H heads, R hash rounds, D head size, n tokens, d width.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from reformer_core.blockwise import Autocast, ParameterGradients
+from reformer_core.feed_forward import BLOCK_TOKENS, FeedForward
+from reformer_core.local_attention import LocalAttention
+from reformer_core.lsh_attention import LSHAttention, normalised_keys
+
+Attention = LSHAttention | LocalAttention
+
+
+def add_attention(
+    stream: torch.Tensor, attention: Attention, hidden: torch.Tensor, generator: torch.Generator | None
+) -> torch.Tensor | None:
+    """Adds attention of hidden [B, n, d] to the stream [B, n, d], in place.
+
+    Returns:
+        The buckets, int32 [B, H, R, n], of LSH attention.
+    """
+    query, key, value = _all_heads(attention, hidden)
+    buckets = None
+    if isinstance(attention, LSHAttention):
+        buckets = torch.cat([attention.hash(query[..., block, :]).int() for block in token_blocks(hidden)], dim=-1)
+    mixed = attention.mix(query, key, value, buckets, generator)
+    for block in token_blocks(hidden):
+        stream[:, block] += attention.merge(mixed[..., block, :], generator)
+    return buckets
+
+
+def add_feed_forward(
+    stream: torch.Tensor, feed_forward: FeedForward, hidden: torch.Tensor, generator: torch.Generator | None
+) -> None:
+    """Adds the feed-forward block's output for hidden [B, n, d] to the stream [B, n, d], in place."""
+    for block in token_blocks(hidden):
+        stream[:, block] += feed_forward(hidden[:, block], generator)
+
+
+def take_back_attention(
+    stream: torch.Tensor,
+    attention: Attention,
+    hidden: torch.Tensor,
+    buckets: torch.Tensor | None,
+    generator: torch.Generator | None,
+    grad_stream: torch.Tensor,
+    grad_hidden: torch.Tensor,
+    autocast: Autocast,
+) -> list[torch.Tensor | None]:
+    """The inverse of `add_attention`, and its backward pass.
+
+    Args:
+        stream: with the attention added; taken away again in place.
+        buckets: of the forward pass.
+        generator: as it was at the forward pass's beginning.
+        grad_stream: gradient of the stream.
+        grad_hidden: the share of attention is added to it.
+        autocast: the forward pass's.
+
+    Returns:
+        The gradients of the block's parameters.
+    """
+    parameter_grads = ParameterGradients(list(attention.parameters()))
+    with autocast.again():
+        heads = [x.requires_grad_() for x in _all_heads(attention, hidden)]
+        with torch.enable_grad():
+            mixed = attention.mix(*heads, buckets, generator)
+    grad_mixed = torch.empty_like(mixed)
+    for block in token_blocks(hidden):
+        with torch.enable_grad(), autocast.again():
+            x = mixed[..., block, :].detach().requires_grad_()
+            y = attention.merge(x, generator)
+        stream[:, block] -= y.detach()
+        grad_mixed[..., block, :] = parameter_grads.add([y], x, [grad_stream[:, block]])
+    grad_heads = torch.autograd.grad(mixed, heads, grad_mixed)
+    for block in token_blocks(hidden):
+        with torch.enable_grad(), autocast.again():
+            x = hidden[:, block].detach().requires_grad_()
+            some_heads = project_heads(attention, x)
+        grad_hidden[:, block] += parameter_grads.add(some_heads, x, [grad[..., block, :] for grad in grad_heads])
+    return parameter_grads.all
+
+
+def take_back_feed_forward(
+    stream: torch.Tensor,
+    feed_forward: FeedForward,
+    hidden: torch.Tensor,
+    generator: torch.Generator | None,
+    grad_stream: torch.Tensor,
+    grad_hidden: torch.Tensor,
+    autocast: Autocast,
+) -> list[torch.Tensor | None]:
+    """The inverse of `add_feed_forward`, and its backward pass, as `take_back_attention`."""
+    parameter_grads = ParameterGradients(list(feed_forward.parameters()))
+    for block in token_blocks(hidden):
+        with torch.enable_grad(), autocast.again():
+            x = hidden[:, block].detach().requires_grad_()
+            y = feed_forward(x, generator)
+        stream[:, block] -= y.detach()
+        grad_hidden[:, block] += parameter_grads.add([y], x, [grad_stream[:, block]])
+    return parameter_grads.all
+
+
+def token_blocks(hidden: torch.Tensor) -> Iterator[slice]:
+    """Consecutive pieces of n tokens, of hidden [B, n, d]."""
+    for start in range(0, hidden.shape[1], BLOCK_TOKENS):
+        yield slice(start, min(start + BLOCK_TOKENS, hidden.shape[1]))
+
+
+def project_heads(attention: Attention, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """[B, m, d] -> queries, keys and values, [B, H, m, D]."""
+    if isinstance(attention, LocalAttention):
+        return attention.project(hidden)
+    query_key, value = attention.project(hidden)
+    return query_key, normalised_keys(query_key), value
+
+
+def _all_heads(attention: Attention, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """`project_heads` of all tokens, without gradients, [B, H, n, D]."""
+    tokens = hidden.shape[1]
+    all_heads: tuple[torch.Tensor, ...] = ()
+    for block in token_blocks(hidden):
+        some_heads = project_heads(attention, hidden[:, block])
+        if not all_heads:
+            all_heads = tuple(x.new_empty(*x.shape[:2], tokens, x.shape[-1]) for x in some_heads)
+        for x, some in zip(all_heads, some_heads, strict=True):
+            x[..., block, :] = some
+    return all_heads
