@@ -69,9 +69,11 @@ def take_back_attention(
     """
     parameter_grads = ParameterGradients(list(attention.parameters()))
     with autocast.again():
-        heads = [x.requires_grad_() for x in _all_heads(attention, hidden)]
+        query, key, value = heads = _all_heads(attention, hidden)
+        for x in heads:
+            x.requires_grad_()
         with torch.enable_grad():
-            mixed = attention.mix(*heads, buckets, generator)
+            mixed = attention.mix(query, key, value, buckets, generator)
     grad_mixed = torch.empty_like(mixed)
     for block in token_blocks(hidden):
         with torch.enable_grad(), autocast.again():

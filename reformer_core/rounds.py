@@ -79,8 +79,9 @@ class CombinedRounds:
 
     def add(self, positions: torch.Tensor, out: torch.Tensor, log_sum_exp: torch.Tensor) -> None:
         """One round's outputs [..., m, D] and log-sum-exps [..., m] of the tokens at positions int64 [..., m]."""
-        before = gather_tokens(self.out, positions), *(x.gather(-1, positions) for x in (self._peak, self._total))
-        out, peak, total = combine(*before, out, log_sum_exp)
+        before = gather_tokens(self.out, positions)
+        peak, total = self._peak.gather(-1, positions), self._total.gather(-1, positions)
+        out, peak, total = combine(before, peak, total, out, log_sum_exp)
         _flat_rows(self.out).index_copy_(0, _row_numbers(positions, self.out.shape[-2]), _flat_rows(out))
         self._peak.scatter_(-1, positions, peak)
         self._total.scatter_(-1, positions, total)
