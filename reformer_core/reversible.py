@@ -82,7 +82,6 @@ class _Context(Protocol):
     buckets: list[torch.Tensor | None]
     autocast: Autocast
     saved_tensors: tuple[torch.Tensor, torch.Tensor]
-    needs_input_grad: tuple[bool, ...]
 
     def save_for_backward(self, *tensors: torch.Tensor) -> None: ...
 

@@ -20,6 +20,7 @@ from reformer_core.layer_passes import project_heads, token_blocks
 from reformer_core.lsh_attention import LSHAttention
 from reformer_core.reversible import Layer, run_layers
 from reformer_core.rounds import SlotLayout, attend_rounds
+from tests.core.live_memory import LiveMemory
 from tests.core.models import random_model, small_config
 from tests.core.naive import naive_rounds
 
@@ -203,6 +204,24 @@ def saved_bytes(run: Callable[..., tuple[torch.Tensor, torch.Tensor]], layers: i
 def test_memory_does_not_grow_with_depth() -> None:
     assert saved_bytes(run_layers, 2) == saved_bytes(run_layers, 12) == 2 * 64 * 32 * 4
     assert saved_bytes(plain_layers, 12) > 5 * saved_bytes(plain_layers, 2)  # so that the count means something
+
+
+def peak_bytes(layers: int) -> int:
+    """The most that a step held at once; the layers' own gradients aside, since their weights are frozen."""
+    model = random_model(small_config(attn_layers=("local", "lsh") * (layers // 2)))
+    model.layers.requires_grad_(False)
+    token_ids = torch.randint(50, (1, 512), generator=torch.Generator().manual_seed(0))
+    with LiveMemory() as memory:
+        model.loss(token_ids, token_ids, torch.tensor([0])).backward()
+    return memory.peak_bytes
+
+
+def test_peak_memory_does_not_grow_with_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the buckets of LSH layers, a few bytes a token."""
+    rounds, heads, lsh_layers = 2, 2, 5
+    assert peak_bytes(12) - peak_bytes(2) <= lsh_layers * rounds * heads * 512 * 4
+    monkeypatch.setattr(reversible, "KEPT_BYTES", 1 << 30)
+    assert peak_bytes(12) > 2 * peak_bytes(2)  # so that the count means something
 
 
 def test_backward_uses_the_buckets_of_the_forward_pass() -> None:
