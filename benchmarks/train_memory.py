@@ -12,12 +12,12 @@ embedded text model:
 """
 
 import math
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -43,10 +43,10 @@ CONTENDERS = {
     "kept": "the same, activations kept",
     "transformers": "transformers",
 }
-LIMIT_BYTES = 16 << 30  # a contender that needs more, or more time, is out
+LIMIT_BYTES = 8_000_000_000  # a contender that needs more data than this, or more time, is out
 LIMIT_SECONDS = 3600.0
-MEASURED_SECONDS = 10.0  # short steps are repeated for so long
-GIB = 1 << 30
+MEASURED_SECONDS = 10.0  # of processor time: shorter steps are repeated
+MB, GB = 10**6, 10**9
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ class Step:
     wall_seconds: float
     steps: int
 
+    @property
+    def microseconds_a_token(self) -> float:
+        """Of processor time."""
+        return 1e6 * self.core_seconds / self.tokens
+
 
 def measure(case: Case) -> Step:
     """Takes steps in this process, a new one."""
@@ -90,7 +95,7 @@ def measure(case: Case) -> Step:
     before, gradient_bytes = peak_rss_bytes(), sum(x.numel() * x.element_size() for x in model.parameters())
     core: list[float] = []
     wall: list[float] = []
-    while not wall or sum(wall) < MEASURED_SECONDS:
+    while sum(core) < MEASURED_SECONDS:
         began = time.process_time(), time.perf_counter()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cpu_multiplies_bfloat16()):
             step_loss = loss(token_ids)
@@ -101,15 +106,15 @@ def measure(case: Case) -> Step:
         wall.append(time.perf_counter() - began[1])
         assert math.isfinite(step_loss.item())
     peak = peak_rss_bytes()
-    median = sorted(range(len(core)), key=core.__getitem__)[len(core) // 2]
+    core, wall = core[1:] or core, wall[1:] or wall  # without a warm-up, if there were several
     return Step(
         case.contender,
         case.layers,
         case.tokens,
         peak,
         peak - before - gradient_bytes,
-        core[median],
-        wall[median],
+        statistics.median(core),
+        statistics.median(wall),
         len(core),
     )
 
@@ -145,76 +150,48 @@ def read_tokens(text: Path, count: int) -> torch.Tensor:
     return ids.repeat(-(-count // len(ids)))[:count]
 
 
-def run(cases: Iterable[Case]) -> Iterator[Step]:
-    """Steps of one contender, ever larger, until one takes too much."""
+def run(cases: Iterable[Case]) -> tuple[list[Step], str | None]:
+    """Steps of one contender, ever larger, until one takes too much; and why it was the last."""
+    steps: list[Step] = []
     for case in cases:
+        what = f"{CONTENDERS[case.contender]}, {case.layers} layers, {case.tokens:,} tokens"
         try:
             step = in_child(measure, case, limit_bytes=LIMIT_BYTES, timeout_seconds=LIMIT_SECONDS).value
         except ChildError as error:
-            reason = str(error).strip().splitlines()[-1]
-            print(f"{case.contender}, {case.layers} layers, {case.tokens} tokens: {reason}", flush=True)
-            return
-        print(
-            f"{step.contender}, {step.layers} layers, {step.tokens} tokens: {step.peak_rss_bytes / GIB:.2f} GiB, "
-            f"{step.wall_seconds:.1f} s, {1e6 * step.core_seconds / step.tokens:.0f} µs a token",
-            flush=True,
-        )
-        yield step
+            reason = f"{what}: {str(error).strip().splitlines()[-1]}"
+            print(reason, flush=True)
+            return steps, reason
+        print(f"{what}: {step.peak_rss_bytes / GB:.2f} GB, {step.microseconds_a_token:.0f} µs a token", flush=True)
+        steps.append(step)
+    return steps, None
 
 
-def show(
-    by_depth: dict[str, list[Step]], by_length: dict[str, list[Step]], depths: list[int], lengths: list[int]
-) -> None:
-    """Prints the tables and draws the plot."""
-    rows: list[list[Any]] = []
-    for name, steps in by_depth.items():
-        mebibytes = [f"{step.activation_bytes / (1 << 20):,.0f}" for step in steps]
-        complete = len(steps) == len(depths)
-        ratio = f"{steps[-1].activation_bytes / steps[0].activation_bytes:.2f}" if complete else "–"
-        rows.append([CONTENDERS[name], *mebibytes, *["–"] * (len(depths) - len(steps)), ratio])
-    print(markdown_table(["MiB", *(f"{depth} layers" for depth in depths), "last ÷ first"], rows), end="\n\n")
+def show(name: str, by_depth: dict[str, list[Step]], by_length: dict[str, list[Step]]) -> None:
+    """Prints the tables and draws the plot; what a contender couldn't do is a dash."""
+    depths, lengths = [step.layers for step in by_depth["rebuilt"]], [step.tokens for step in by_length["rebuilt"]]
 
-    def length_table(corner: str, cell: Callable[[Step], str]) -> str:
-        rows = [
-            [CONTENDERS[name], *map(cell, steps), *["–"] * (len(lengths) - len(steps))]
-            for name, steps in by_length.items()
-        ]
-        return markdown_table([corner, *(f"{length:,}" for length in lengths)], rows)
+    def table(corner: str, columns: list[str], steps: dict[str, list[Step]], cell: Callable[[Step], str]) -> None:
+        rows = [[CONTENDERS[who], *map(cell, each), *["–"] * (len(columns) - len(each))] for who, each in steps.items()]
+        print(markdown_table([corner, *columns], rows), end="\n\n")
 
-    print(length_table("µs a token", lambda step: f"{1e6 * step.core_seconds / step.tokens:.0f}"), end="\n\n")
-    print(length_table("peak RSS, GiB", lambda step: f"{step.peak_rss_bytes / GIB:.2f}"))
-    with plot("train_memory", panels=2) as (depth_axes, length_axes):
-        for name, label in CONTENDERS.items():
-            depth_steps, length_steps = by_depth[name], by_length[name]
-            depth_axes.plot(
-                [step.layers for step in depth_steps],
-                [step.activation_bytes / GIB for step in depth_steps],
-                marker="o",
-                label=label,
-            )
-            length_axes.plot(
-                [step.tokens for step in length_steps],
-                [1e6 * step.core_seconds / step.tokens for step in length_steps],
-                marker="o",
-                label=label,
-            )
-        depth_axes.set(
-            xlabel="layers",
-            ylabel="GiB",
-            xticks=depths,
-            ylim=(0, None),
-            title=f"Peak memory of a step of {by_depth['rebuilt'][0].tokens:,} tokens,\nweights and optimiser aside",
-        )
-        length_axes.set(
-            xlabel="tokens of the one sequence",
-            ylabel="µs a token",
-            xscale="log",
-            ylim=(0, None),
-            title="Processor time of a step,\n6 layers",
-        )
-        length_axes.set_xticks(lengths, [f"{length // 1024}K" for length in lengths], minor=False)
-        length_axes.minorticks_off()
-        depth_axes.legend()
+    table("MB", [f"{depth} layers" for depth in depths], by_depth, lambda step: f"{step.activation_bytes / MB:,.0f}")
+    columns = [f"{length:,} tokens" for length in lengths]
+    table("µs a token", columns, by_length, lambda step: f"{step.microseconds_a_token:.0f}")
+    table("peak RSS, GB", columns, by_length, lambda step: f"{step.peak_rss_bytes / GB:.2f}")
+    with plot(name, panels=2) as (left, right):
+        for who, label in CONTENDERS.items():
+            memory = [(step.layers, step.activation_bytes / GB) for step in by_depth[who]]
+            speed = [(step.tokens, step.microseconds_a_token) for step in by_length[who]]
+            for axes, points in ((left, memory), (right, speed)):
+                axes.plot(*zip(*points, strict=True), marker="o", label=label)
+        tokens = by_depth["rebuilt"][0].tokens
+        left.set(xlabel="layers", ylabel="GB", xticks=depths, title=f"Memory that a step of {tokens:,} tokens adds")
+        right.set(xlabel="tokens in one sequence", ylabel="µs a token", xscale="log", title="Processor time, 6 layers")
+        right.set_xticks(lengths, [f"{length // 1024}K" for length in lengths])
+        right.minorticks_off()
+        for axes in (left, right):
+            axes.set_ylim(bottom=0)
+        left.legend()
 
 
 @click.command()
@@ -223,20 +200,23 @@ def show(
 def main(quick: bool, text: Path | None) -> None:
     """Measures training steps; writes benchmarks/results/train_memory.json and docs/images/train_memory.png."""
     text = text or ROOT / "examples" / "emma.txt"
-    depths = [6, 12, 24]
     depth_tokens = 2048 if quick else 16384
-    lengths = [1024, 2048, 4096] if quick else [4096, 16384, 65536, 262144, 524288]
-    by_depth = {name: list(run(Case(name, depth, depth_tokens, text) for depth in depths)) for name in CONTENDERS}
-    by_length = {name: list(run(Case(name, 6, length, text) for length in lengths)) for name in CONTENDERS}
-    show(by_depth, by_length, depths, lengths)
-    results: dict[str, Any] = {
-        "limit_bytes": LIMIT_BYTES,
-        "limit_seconds": LIMIT_SECONDS,
-        "bfloat16": cpu_multiplies_bfloat16(),
-    }
-    for key, steps in (("by_depth", by_depth), ("by_length", by_length)):
-        results[key] = {name: [asdict(step) for step in each] for name, each in steps.items()}
-    save("train_memory_quick" if quick else "train_memory", results)
+    lengths = [1024, 2048, 4096] if quick else [4096, 16384, 65536, 524288]
+    name = "train_memory_quick" if quick else "train_memory"
+    by_depth: dict[str, list[Step]] = {}
+    by_length: dict[str, list[Step]] = {}
+    stopped: list[str] = []
+    for who in CONTENDERS:
+        by_depth[who], deepest = run(Case(who, depth, depth_tokens, text) for depth in (6, 12, 24))
+        by_length[who], longest = run(Case(who, 6, length, text) for length in lengths)
+        stopped += filter(None, (deepest, longest))
+        results = {
+            key: {each: [asdict(step) for step in steps[each]] for each in steps}
+            for key, steps in (("by_depth", by_depth), ("by_length", by_length))
+        }
+        limits = {"limit_bytes": LIMIT_BYTES, "limit_seconds": LIMIT_SECONDS}
+        save(name, {"bfloat16": cpu_multiplies_bfloat16(), **limits, "stopped": stopped, **results})
+    show(name, by_depth, by_length)
 
 
 if __name__ == "__main__":
