@@ -61,7 +61,7 @@ def _read_arrays(path: Path, array: str) -> Images:
             name = names[0] if len(names) == 1 else array
             pixels = arrays[name] if name in names else None
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged, or no .npz file of arrays: {error}") from error
+        raise ValueError(f"{path} is damaged, or no .npz file of arrays") from error
     if pixels is None:
         raise ValueError(f"{path} has no array {array!r}; it has {', '.join(names) or 'none'}")
     if pixels.dtype != numpy.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3 or not pixels.size:

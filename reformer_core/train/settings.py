@@ -147,13 +147,13 @@ class OptimizerSettings(Section):
 
     kind: Literal["muon", "adamw"] = "muon"
     """`muon`: Muon for the matrices of the layers, AdamW for all else; `adamw`: AdamW alone."""
-    learning_rate: Positive = 2e-3
+    learning_rate: Positive = 4e-3
     """Its peak."""
     warmup: Share = 0.02
     """Share of the training in which the learning rate rises from zero."""
-    decay: Share = 0.98
+    decay: Share = 0.4
     """Share of the training, its last one, in which the learning rate falls to zero."""
-    decay_shape: Literal["cosine", "linear"] = "cosine"
+    decay_shape: Literal["linear", "cosine"] = "linear"
     """How it falls."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     """Decoupled; of the linear layers' matrices, not of norms, biases and embeddings."""

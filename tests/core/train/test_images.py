@@ -75,7 +75,7 @@ class TestReading:
 
     def test_no_code_is_run_from_arrays(self, tmp_path: Path) -> None:
         numpy.savez(tmp_path / "images.npz", train=numpy.array([Path()], dtype=object))
-        with pytest.raises(ValueError, match=r"no \.npz file of arrays: .*allow_pickle"):
+        with pytest.raises(ValueError, match=r"no \.npz file of arrays"):
             read_images(tmp_path / "images.npz", "train")
 
     def test_files_that_do_not_fit_are_errors(self, tmp_path: Path) -> None:
