@@ -122,7 +122,8 @@ def _joined(pictures: Sequence[Pixels], axis: int, gap: int = GAP) -> Pixels:
 
 def chosen(validation: Pixels, count: int) -> Pixels:
     """Pictures for the sheet, evenly spread over the file: nobody picked them."""
-    return validation[np.linspace(0, len(validation) - 1, count).astype(int)]
+    spread: Pixels = validation[np.linspace(0, len(validation) - 1, count).astype(int)]
+    return spread
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -29,7 +29,8 @@ def median_prediction(pictures: Pixels) -> Numbers:
     """The median of left, above, and left + above - corner: JPEG-LS's predictor (Weinberger et al. 1996)."""
     left, above, corner = neighbours(pictures)
     low, high = np.minimum(left, above), np.maximum(left, above)
-    return np.clip(left + above - corner, low, high)
+    predicted: Numbers = np.clip(left + above - corner, low, high)
+    return predicted
 
 
 class PixelCounts:
@@ -49,7 +50,8 @@ class PixelCounts:
 
     def bits(self, pictures: Pixels) -> npt.NDArray[np.float64]:
         """Bits of each value, [N, h, w, 3]; uint8 [N, h, w, 3]."""
-        return self._bits[self._contexts(pictures)]
+        bits: npt.NDArray[np.float64] = self._bits[self._contexts(pictures)]
+        return bits
 
     @property
     def _num_contexts(self) -> int:
