@@ -1,6 +1,6 @@
 """For autograd functions that call autograd themselves, a block of tokens at a time: gradients and autocast."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,12 +8,12 @@ from torch import nn
 
 
 class ParameterGradients:
-    """Gradients of parameters, added up over blocks of tokens."""
+    """Gradients of parameters, added up over blocks of tokens; allocated at the beginning."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._parameters = parameters
-        self.all: list[torch.Tensor | None] = [None] * len(parameters)
-        """One a parameter; None for those that are frozen, or that nothing depended on."""
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self._parameters = list(parameters)
+        self.all = [torch.zeros_like(x) if x.requires_grad else None for x in self._parameters]
+        """One a parameter; None for those that are frozen."""
 
     def add(
         self, ys: Sequence[torch.Tensor], x: torch.Tensor, grad_ys: Sequence[torch.Tensor] | None = None
@@ -23,17 +23,16 @@ class ParameterGradients:
         Args:
             grad_ys: in the shapes of ys; None if these are scalars whose gradient is 1.
         """
-        trainable = [index for index, parameter in enumerate(self._parameters) if parameter.requires_grad]
-        inputs = [x, *(self._parameters[index] for index in trainable)]
+        sums = [
+            (parameter, grad) for parameter, grad in zip(self._parameters, self.all, strict=True) if grad is not None
+        ]
         if grad_ys is not None:
             grad_ys = [grad.to(y.dtype) for y, grad in zip(ys, grad_ys, strict=True)]
-        grad_x, *grads = torch.autograd.grad(ys, inputs, grad_ys, allow_unused=True)
-        for index, grad in zip(trainable, grads, strict=True):
-            before = self.all[index]
-            if before is None:
-                self.all[index] = grad
-            elif grad is not None:
-                before.add_(grad)
+        inputs = [x, *(parameter for parameter, _ in sums)]
+        grad_x, *more = torch.autograd.grad(ys, inputs, grad_ys, allow_unused=True)
+        for (_, grad), grad_more in zip(sums, more, strict=True):
+            if grad_more is not None:
+                grad.add_(grad_more)
         return grad_x
 
 

@@ -18,22 +18,29 @@ from reformer_core.lsh_attention import LSHAttention, normalised_keys
 Attention = LSHAttention | LocalAttention
 
 
-def add_attention(
-    stream: torch.Tensor, attention: Attention, hidden: torch.Tensor, generator: torch.Generator | None
-) -> torch.Tensor | None:
-    """Adds attention of hidden [B, n, d] to the stream [B, n, d], in place.
+def empty_buckets(attention: Attention, hidden: torch.Tensor) -> torch.Tensor | None:
+    """Where `add_attention` of hidden [B, n, d] leaves its buckets, int32 [B, H, R, n]; None for local attention."""
+    if isinstance(attention, LocalAttention):
+        return None
+    heads, rounds = attention.config.num_attention_heads, attention.config.num_hashes
+    return hidden.new_empty(len(hidden), heads, rounds, hidden.shape[1], dtype=torch.int32)
 
-    Returns:
-        The buckets, int32 [B, H, R, n], of LSH attention.
-    """
+
+def add_attention(
+    stream: torch.Tensor,
+    attention: Attention,
+    hidden: torch.Tensor,
+    buckets: torch.Tensor | None,
+    generator: torch.Generator | None,
+) -> None:
+    """Adds attention of hidden [B, n, d] to the stream [B, n, d], in place, and leaves its buckets in `buckets`."""
     query, key, value = _all_heads(attention, hidden)
-    buckets = None
-    if isinstance(attention, LSHAttention):
-        buckets = torch.cat([attention.hash(query[..., block, :]).int() for block in token_blocks(hidden)], dim=-1)
+    if isinstance(attention, LSHAttention) and buckets is not None:
+        for block in token_blocks(hidden):
+            buckets[..., block] = attention.hash(query[..., block, :])
     mixed = attention.mix(query, key, value, buckets, generator)
     for block in token_blocks(hidden):
         stream[:, block] += attention.merge(mixed[..., block, :], generator)
-    return buckets
 
 
 def add_feed_forward(
@@ -52,8 +59,9 @@ def take_back_attention(
     generator: torch.Generator | None,
     grad_stream: torch.Tensor,
     grad_hidden: torch.Tensor,
+    parameter_grads: ParameterGradients,
     autocast: Autocast,
-) -> list[torch.Tensor | None]:
+) -> None:
     """The inverse of `add_attention`, and its backward pass.
 
     Args:
@@ -62,12 +70,9 @@ def take_back_attention(
         generator: as it was at the forward pass's beginning.
         grad_stream: gradient of the stream.
         grad_hidden: the share of attention is added to it.
+        parameter_grads: so are the gradients of the block's parameters to these.
         autocast: the forward pass's.
-
-    Returns:
-        The gradients of the block's parameters.
     """
-    parameter_grads = ParameterGradients(list(attention.parameters()))
     with autocast.again():
         query, key, value = heads = _all_heads(attention, hidden)
         for x in heads:
@@ -87,7 +92,6 @@ def take_back_attention(
             x = hidden[:, block].detach().requires_grad_()
             some_heads = project_heads(attention, x)
         grad_hidden[:, block] += parameter_grads.add(some_heads, x, [grad[..., block, :] for grad in grad_heads])
-    return parameter_grads.all
 
 
 def take_back_feed_forward(
@@ -97,17 +101,16 @@ def take_back_feed_forward(
     generator: torch.Generator | None,
     grad_stream: torch.Tensor,
     grad_hidden: torch.Tensor,
+    parameter_grads: ParameterGradients,
     autocast: Autocast,
-) -> list[torch.Tensor | None]:
+) -> None:
     """The inverse of `add_feed_forward`, and its backward pass, as `take_back_attention`."""
-    parameter_grads = ParameterGradients(list(feed_forward.parameters()))
     for block in token_blocks(hidden):
         with torch.enable_grad(), autocast.again():
             x = hidden[:, block].detach().requires_grad_()
             y = feed_forward(x, generator)
         stream[:, block] -= y.detach()
         grad_hidden[:, block] += parameter_grads.add([y], x, [grad_stream[:, block]])
-    return parameter_grads.all
 
 
 def token_blocks(hidden: torch.Tensor) -> Iterator[slice]:

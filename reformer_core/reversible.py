@@ -16,11 +16,12 @@ from typing import Protocol, cast
 import torch
 from torch import nn
 
-from reformer_core.blockwise import Autocast
+from reformer_core.blockwise import Autocast, ParameterGradients
 from reformer_core.feed_forward import FeedForward
 from reformer_core.layer_passes import (
     add_attention,
     add_feed_forward,
+    empty_buckets,
     take_back_attention,
     take_back_feed_forward,
 )
@@ -91,44 +92,57 @@ class _ReversibleLayers(torch.autograd.Function):
     def forward(
         ctx: _Context, hidden: torch.Tensor, layers: Sequence[Layer], seed: int | None, *_: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.layers, ctx.seed, ctx.buckets, ctx.autocast = layers, seed, [], Autocast.current(hidden.device)
+        ctx.layers, ctx.seed, ctx.autocast = layers, seed, Autocast.current(hidden.device)
+        ctx.buckets = [empty_buckets(layer.attention, hidden) for layer in layers]
         stream1, stream2 = hidden.clone(), hidden.clone()
         with ctx.autocast.again():
-            for layer, (attention_seed, feed_forward_seed) in zip(layers, _seeds(seed, len(layers)), strict=True):
-                attention_generator = _generator(attention_seed, hidden)
-                ctx.buckets.append(add_attention(stream1, layer.attention, stream2, attention_generator))
+            for layer, buckets, (attention_seed, feed_forward_seed) in zip(
+                layers, ctx.buckets, _seeds(seed, len(layers)), strict=True
+            ):
+                add_attention(stream1, layer.attention, stream2, buckets, _generator(attention_seed, hidden))
                 add_feed_forward(stream2, layer.feed_forward, stream1, _generator(feed_forward_seed, hidden))
         ctx.save_for_backward(stream1, stream2)
         return stream1, stream2
 
     @staticmethod
     def backward(ctx: _Context, grad1: torch.Tensor, grad2: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        # What lives longest is allocated first: between large tensors it would keep their memory from being used again.
+        grads = [
+            (ParameterGradients(layer.attention.parameters()), ParameterGradients(layer.feed_forward.parameters()))
+            for layer in ctx.layers
+        ]
         stream1, stream2 = ctx.saved_tensors  # rebuilt in place
         grad1, grad2 = grad1.clone(), grad2.clone()
-        parameter_grads: list[torch.Tensor | None] = []  # the last parameter's first
-        seeds = _seeds(ctx.seed, len(ctx.layers))
-        for layer, (attention_seed, feed_forward_seed) in zip(reversed(ctx.layers), reversed(seeds), strict=True):
-            feed_forward_grads = take_back_feed_forward(
+        for layer, buckets, (attention_grads, feed_forward_grads), (attention_seed, feed_forward_seed) in zip(
+            reversed(ctx.layers),
+            reversed(ctx.buckets),
+            reversed(grads),
+            reversed(_seeds(ctx.seed, len(ctx.layers))),
+            strict=True,
+        ):
+            take_back_feed_forward(
                 stream2,
                 layer.feed_forward,
                 stream1,
                 _generator(feed_forward_seed, stream1),
                 grad_stream=grad2,
                 grad_hidden=grad1,
+                parameter_grads=feed_forward_grads,
                 autocast=ctx.autocast,
             )
-            attention_grads = take_back_attention(
+            take_back_attention(
                 stream1,
                 layer.attention,
                 stream2,
-                ctx.buckets.pop(),
+                buckets,
                 _generator(attention_seed, stream2),
                 grad_stream=grad1,
                 grad_hidden=grad2,
+                parameter_grads=attention_grads,
                 autocast=ctx.autocast,
             )
-            parameter_grads += reversed(attention_grads + feed_forward_grads)
-        return (grad1.add_(grad2), None, None, *reversed(parameter_grads))
+        flat = [grad for both in grads for of_block in both for grad in of_block.all]
+        return (grad1.add_(grad2), None, None, *flat)
 
 
 def _seeds(seed: int | None, layers: int) -> list[tuple[int | None, int | None]]:
