@@ -36,7 +36,7 @@ AWKWARD = [
     "e\u0301 👩‍👩‍👧 🇫🇷 \ufeff",
     "{{title}} {{data}} \\u003c",
 ]
-MODEL = ModelInfo("tiny </title>", "1.2.3", 4096, 258, 1000, "cpu", "float32", 2, b"", 1, 1, "bytes")
+MODEL = ModelInfo("tiny </title>", "1.2.3", 4096, 258, 1000, "cpu", "float32", 2, b"", 1, 1, "bytes", 0, 0)
 
 
 def unpacked(page: str) -> tuple[dict[str, Any], list[int], list[int], bytes]:
