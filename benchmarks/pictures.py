@@ -31,7 +31,7 @@ from reformer_core.train.images import read_images
 FIRST_VALUE_BITS = 8.0  # a model gives the first value no probability
 ROUNDS = (1, 2, 4)
 MEMORY_BYTES = 1 << 30
-SAMPLES, TEMPERATURE, SEED = 4, 0.9, 1
+SAMPLES, TEMPERATURE, SEED = 4, 0.8, 1
 TOGETHER = 8  # pictures that are being completed at the same time
 ENLARGED = 3  # times, on the sheet
 GAP = 2  # pixels between pictures, before that
