@@ -6,6 +6,7 @@ the one attention layer that it has.
 Shapes: B sequences, n tokens, symbols of a w: n / 2 - 1.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -13,8 +14,8 @@ import torch
 from benchmarks.contexts import lsh_layers
 from reformer_core import ReformerConfig, ReformerModel
 from reformer_core.hashing import draw_rotations
+from reformer_core.positions import PlainPositions
 from reformer_core.tokenizers import ByteTokenizer
-from reformer_core.train.initial import initialise_positions
 from reformer_core.train.optimizer import build_optimizers
 from reformer_core.train.schedule import learning_rate_share
 from reformer_core.train.settings import OptimizerSettings
@@ -59,6 +60,20 @@ def task_config(length: int, rounds: Rounds) -> ReformerConfig:
     )
 
 
+@torch.no_grad()
+def begin_with_sinusoids(model: ReformerModel) -> None:
+    """Sets the positions to sinusoids of the tokens' scale and of wavelengths from 2 pi to 2 pi times their number.
+
+    Their products tell distances from the first step on; random positions would have to learn that first.
+    """
+    positions = model.embeddings.positions
+    assert isinstance(positions, PlainPositions)
+    rows, width = positions.table.shape
+    angles = torch.arange(rows).unsqueeze(1) * rows ** -(torch.arange(width // 2) / (width / 2))
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    positions.table.copy_(math.sqrt(2) * model.config.initializer_range * waves)
+
+
 def sequences(rows: int, length: int, generator: torch.Generator) -> torch.Tensor:
     """Random sequences 0w0w, int64 [B, n]; n is even."""
     half = torch.randint(1, SYMBOLS + 1, (rows, length // 2), generator=generator)
@@ -84,7 +99,7 @@ def train(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = ReformerModel(task_config(length, rounds))
-    initialise_positions(model)
+    begin_with_sinusoids(model)
     optimizers = build_optimizers(model, OPTIMIZER)
     generator = torch.Generator().manual_seed(seed)
     (attention,) = lsh_layers(model).values()

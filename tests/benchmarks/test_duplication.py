@@ -8,7 +8,16 @@ import torch
 
 from benchmarks import duplication, harness
 from benchmarks.contexts import lsh_layers, silenced
-from benchmarks.duplication_task import IGNORED, SEPARATOR, accuracy, sequences, targets_of, task_config, with_rounds
+from benchmarks.duplication_task import (
+    IGNORED,
+    SEPARATOR,
+    accuracy,
+    begin_with_sinusoids,
+    sequences,
+    targets_of,
+    task_config,
+    with_rounds,
+)
 from reformer_core import ReformerModel, load_model
 
 MODEL = Path(__file__).parents[1] / "data" / "duplication"
@@ -29,6 +38,17 @@ def test_a_sequence_is_twice_the_same_half() -> None:
 def test_only_the_second_w_is_asked_for() -> None:
     token_ids = torch.tensor([[0, 5, 6, 0, 5, 6]])
     assert targets_of(token_ids).tolist() == [[IGNORED, IGNORED, IGNORED, 5, 6, IGNORED]]
+
+
+@torch.no_grad()
+def test_products_of_initial_positions_tell_their_distance() -> None:
+    model = ReformerModel(task_config(64, 4))
+    begin_with_sinusoids(model)
+    positions = model.embeddings.positions(torch.arange(64))
+    products = positions @ positions.T
+    for distance in (0, 1, 5):
+        assert products.diagonal(distance).std() < 1e-5 * products[0, 0]
+    assert products[3, 3] > products[3, 4] > products[3, 5]
 
 
 def test_accuracy_counts_the_second_w_alone() -> None:
