@@ -11,13 +11,15 @@ embedded text model:
 - transformers: Hugging Face's Reformer, whose positions have to be as many as the sequence has tokens.
 """
 
+import json
 import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -25,6 +27,7 @@ import transformers
 from torch import nn
 
 from benchmarks.harness import (
+    RESULTS,
     ROOT,
     ChildError,
     in_child,
@@ -168,7 +171,8 @@ def run(cases: Iterable[Case]) -> tuple[list[Step], str | None]:
 
 def show(name: str, by_depth: dict[str, list[Step]], by_length: dict[str, list[Step]]) -> None:
     """Prints the tables and draws the plot; what a contender couldn't do is a dash."""
-    depths, lengths = [step.layers for step in by_depth["rebuilt"]], [step.tokens for step in by_length["rebuilt"]]
+    depths = max(([step.layers for step in steps] for steps in by_depth.values()), key=len)
+    lengths = max(([step.tokens for step in steps] for steps in by_length.values()), key=len)
 
     def table(corner: str, columns: list[str], steps: dict[str, list[Step]], cell: Callable[[Step], str]) -> None:
         rows = [[CONTENDERS[who], *map(cell, each), *["–"] * (len(columns) - len(each))] for who, each in steps.items()]
@@ -179,12 +183,12 @@ def show(name: str, by_depth: dict[str, list[Step]], by_length: dict[str, list[S
     table("µs a token", columns, by_length, lambda step: f"{step.microseconds_a_token:.0f}")
     table("peak RSS, GB", columns, by_length, lambda step: f"{step.peak_rss_bytes / GB:.2f}")
     with plot(name, panels=2) as (left, right):
-        for who, label in CONTENDERS.items():
+        for who in by_depth:
             memory = [(step.layers, step.activation_bytes / GB) for step in by_depth[who]]
             speed = [(step.tokens, step.microseconds_a_token) for step in by_length[who]]
             for axes, points in ((left, memory), (right, speed)):
-                axes.plot(*zip(*points, strict=True), marker="o", label=label)
-        tokens = by_depth["rebuilt"][0].tokens
+                axes.plot(*zip(*points, strict=True), marker="o", label=CONTENDERS[who])
+        tokens = next(steps[0].tokens for steps in by_depth.values() if steps)
         left.set(xlabel="layers", ylabel="GB", xticks=depths, title=f"Memory that a step of {tokens:,} tokens adds")
         right.set(xlabel="tokens in one sequence", ylabel="µs a token", xscale="log", title="Processor time, 6 layers")
         right.set_xticks(lengths, [f"{length // 1024}K" for length in lengths])
@@ -195,28 +199,45 @@ def show(name: str, by_depth: dict[str, list[Step]], by_length: dict[str, list[S
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Short sequences only: a minute or two.")
+@click.option("--quick", is_flag=True, help="Short sequences only: a few minutes.")
 @click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="What is read.")
-def main(quick: bool, text: Path | None) -> None:
+@click.option(
+    "--contender",
+    "contenders",
+    type=click.Choice(list(CONTENDERS)),
+    multiple=True,
+    help="Measures this one; what was measured of the others stays. All, if not given.",
+)
+def main(quick: bool, text: Path | None, contenders: Sequence[str]) -> None:
     """Measures training steps; writes benchmarks/results/train_memory.json and docs/images/train_memory.png."""
     text = text or ROOT / "examples" / "emma.txt"
     depth_tokens = 2048 if quick else 16384
     lengths = [1024, 2048, 4096] if quick else [4096, 16384, 65536, 524288]
     name = "train_memory_quick" if quick else "train_memory"
-    by_depth: dict[str, list[Step]] = {}
-    by_length: dict[str, list[Step]] = {}
-    stopped: list[str] = []
-    for who in CONTENDERS:
-        by_depth[who], deepest = run(Case(who, depth, depth_tokens, text) for depth in (6, 12, 24))
-        by_length[who], longest = run(Case(who, 6, length, text) for length in lengths)
-        stopped += filter(None, (deepest, longest))
-        results = {
-            key: {each: [asdict(step) for step in steps[each]] for each in steps}
-            for key, steps in (("by_depth", by_depth), ("by_length", by_length))
+    for who in contenders or CONTENDERS:
+        deeper, deepest = run(Case(who, depth, depth_tokens, text) for depth in (6, 12, 24))
+        longer, longest = run(Case(who, 6, length, text) for length in lengths)
+        all_results = load(name)
+        all_results[who] = {
+            "by_depth": [asdict(step) for step in deeper],
+            "by_length": [asdict(step) for step in longer],
+            "stopped": [reason for reason in (deepest, longest) if reason],
         }
         limits = {"limit_bytes": LIMIT_BYTES, "limit_seconds": LIMIT_SECONDS}
-        save(name, {"bfloat16": cpu_multiplies_bfloat16(), **limits, "stopped": stopped, **results})
+        save(name, {"bfloat16": cpu_multiplies_bfloat16(), **limits, "contenders": all_results})
+    measured = load(name)
+    by_depth, by_length = (
+        {who: [Step(**step) for step in results[key]] for who, results in measured.items()}
+        for key in ("by_depth", "by_length")
+    )
     show(name, by_depth, by_length)
+
+
+def load(name: str) -> dict[str, Any]:
+    """What was measured of each contender, by an earlier run as well."""
+    path = RESULTS / f"{name}.json"
+    contenders: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["contenders"] if path.exists() else {}
+    return contenders
 
 
 if __name__ == "__main__":
