@@ -44,10 +44,9 @@ def share_right(said: Sequence[int], half: Sequence[int]) -> float:
 @pytest.fixture(scope="module", params=[4, 8], ids=lambda rounds: f"{rounds} rounds")
 def copier(serve: Callable[..., ServerProcess], request: pytest.FixtureRequest) -> Iterator[Client]:
     """A server of the model with the rounds of its training, and with more."""
-    server = serve("--model", MODEL, "--num-hashes", str(request.param), "--memory", "1GiB")
+    server = serve("--model", MODEL, "--num-hashes", str(request.param), "--memory", "256MiB")
     with Client(server.address, timeout=100) as client:
         yield client
-    server.stop()
 
 
 def test_the_second_w_is_found_in_the_document(copier: Client) -> None:
