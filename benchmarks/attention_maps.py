@@ -19,10 +19,10 @@ ROUNDS = (1, 2, 4, 8)
 @torch.no_grad()
 def lsh_inputs(model: ReformerModel, token_ids: torch.Tensor) -> dict[int, torch.Tensor]:
     """What each LSH layer reads of a text, int64 [n]: the residual stream, [n, d]."""
-    inputs: dict[int, torch.Tensor] = {}
+    pieces: dict[int, list[torch.Tensor]] = {index: [] for index in lsh_layers(model)}
 
     def keep(index: int, hidden: torch.Tensor) -> None:
-        inputs[index] = hidden[0].clone()  # the stream itself is updated in place
+        pieces[index].append(hidden[0].clone())  # a long text comes in blocks; the stream is updated in place
 
     hooks = [
         block.norm.register_forward_pre_hook(lambda _, args, index=index: keep(index, args[0]))
@@ -33,7 +33,7 @@ def lsh_inputs(model: ReformerModel, token_ids: torch.Tensor) -> dict[int, torch
     finally:
         for hook in hooks:
             hook.remove()
-    return inputs
+    return {index: torch.cat(blocks) for index, blocks in pieces.items()}
 
 
 def full_weights(query_key: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,14 @@
 """What the report on heads says about LSH attention is what LSH attention does."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from benchmarks.attention_maps import full_weights, head_reports, lsh_inputs, paid_weights, window_counts
 from benchmarks.contexts import lsh_layers
+from reformer_core import ReformerConfig, ReformerModel
+from reformer_core.feed_forward import BLOCK_TOKENS
 from tests.core.tiny import random_tokens, tiny_model
 
 
@@ -54,3 +58,12 @@ def test_shares_add_up_and_more_rounds_catch_more() -> None:
         assert 0 < caught[-1] <= 1.0001
         assert 1 <= report.perplexity <= 63
         assert 0 < report.largest_bucket <= 1
+
+
+def test_a_long_text_is_read_whole() -> None:
+    config = dataclasses.replace(ReformerConfig(), attn_layers=("local", "lsh"), num_attention_heads=1, hash_seed=0)
+    config = dataclasses.replace(config, axial_pos_shape=(128, 64), max_position_embeddings=8192, vocab_size=16)
+    torch.manual_seed(0)
+    token_ids = torch.randint(16, (BLOCK_TOKENS + 64,))
+    (inputs,) = lsh_inputs(ReformerModel(config), token_ids).values()
+    assert inputs.shape == (len(token_ids), config.hidden_size)
