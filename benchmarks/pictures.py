@@ -52,7 +52,7 @@ def bits_of_models(source: str, pictures: Pixels) -> dict[str, float]:
     served = load_model(source)
     found = {"Reformer, as served": model_bits(served, pictures)}
     for rounds in ROUNDS:
-        found[f"Reformer, {rounds} hash rounds"] = (
+        found[f"Reformer, {rounds} hash round{'s' if rounds > 1 else ''}"] = (
             found["Reformer, as served"]
             if rounds == served.config.num_hashes
             else model_bits(load_model(source, num_hashes=rounds), pictures)
