@@ -9,7 +9,6 @@ import pytest
 
 from tests.core.train.small_files import assert_same_model, wait_for_step, write_files
 
-
 TRAIN = [sys.executable, "-m", "reformer_core.train"]
 
 
