@@ -244,7 +244,7 @@ class TestEmbeddedModel:
     def test_completes_a_picture_that_it_never_saw(self, serve: Callable[..., ServerProcess]) -> None:
         briefcase = (EXAMPLES / "briefcase.png").read_bytes()
         with Client(serve("--memory", "1GiB", "--model", "embedded:image").address, timeout=100) as client:
-            assert client.model().name == "image"
+            assert client.model().name == "embedded:image"
             completions = client.complete_image(briefcase, keep_rows=30, samples=2, temperature=0.7, seed=1)
         original = pixels_of(briefcase).astype(int)
         for image in completions:
