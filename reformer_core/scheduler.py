@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from reformer_core.errors import DeadlineExceededError, OutOfMemoryError, QueueF
 from reformer_core.events import Failed, Finished, FinishReason, Started, Token
 from reformer_core.requests import PrefillRequest, Request, Resources
 from reformer_core.session_requests import GenerateRequest
+from reformer_core.turns import Balance, Rotation, Stopwatch
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +27,10 @@ class Scheduler:
         self._admission, self._decoding, self._max_waiting = admission, Decoding(resources), max_waiting
         self._max_tokens = resources.model.config.max_tokens
         self.waiting: deque[Request] = deque()
-        self.reading: deque[Request] = deque()
+        self.reading = Rotation[Request]()
         self.decoding: list[GenerateRequest] = []
         self.decode_batch_size = 0
+        self._balance, self._stopwatch = Balance(), Stopwatch(resources.model.device)
 
     @property
     def running(self) -> list[Request]:
@@ -62,8 +64,11 @@ class Scheduler:
         with torch.inference_mode():
             self._end_overdue()
             admitted = self._admit()
-            decoded = self._decode()
+            due = self._balance.decoding_is_due
+            decoded = due and self._decode()
             read = self._read_slice()
+            if not due and not read:  # those that read can't go on
+                decoded = self._decode()
         return admitted or decoded or read
 
     def end(self, request: Request, outcome: FinishReason | Exception) -> None:
@@ -71,7 +76,7 @@ class Scheduler:
         if request.phase == "done":
             return
         request.phase, timings = "done", request.timings
-        everywhere: tuple[MutableSequence[Any], ...] = (self.waiting, self.reading, self.decoding)
+        everywhere: tuple[Any, ...] = (self.waiting, self.reading, self.decoding)
         for requests in everywhere:
             if request in requests:
                 requests.remove(request)
@@ -111,7 +116,7 @@ class Scheduler:
                 self.waiting.remove(request)
                 with self._ended_by_error(request):
                     request.work = request.begin()
-                    self.reading.append(request)
+                    self.reading.add(request, request.tokens)
                     request.sink.emit(Started(request.note_start()))
             free = minus(free, taken)
         return admitted
@@ -120,11 +125,13 @@ class Scheduler:
         """A token for each generation whose reader has room: chosen, emitted, and appended where it goes on."""
         batch = [request for request in list(self.decoding) if self._is_ready(request)]
         self.decode_batch_size = len(batch)
+        self._stopwatch.start()
         with self._ended_by_error(*batch):
             for request, choice in zip(batch, self._decoding.choose(batch), strict=True):
                 with self._ended_by_error(request):
                     self._emit(request, choice)
             self._append([request for request in batch if request.phase == "decode"])
+        self._balance.decoded(self._stopwatch.seconds())
         return bool(batch)
 
     def _emit(self, request: GenerateRequest, choice: Choice) -> None:
@@ -145,23 +152,26 @@ class Scheduler:
             if request.has_to_merge:  # that takes a while, in which the others go on
                 self.decoding.remove(request)
                 request.work = request.merge_tail()
-                self.reading.append(request)
+                self.reading.add(request, request.tokens)
 
     def _read_slice(self) -> bool:
         """One slice of the next request that can go on; they take turns."""
-        for request in list(self.reading):
+        for request in self.reading:
             if request.phase == "done":  # another one's reader has cancelled it
                 continue
-            self.reading.remove(request)
-            self.reading.append(request)
             could = True
+            self._stopwatch.start()
             with self._ended_by_error(request):
                 try:
                     could = next(request.work)
                 except StopIteration:
                     self._finish_reading(request)
             if could:
+                seconds = self._stopwatch.seconds()
+                self.reading.took(request, seconds)
+                self._balance.read(seconds)
                 return True
+            self.reading.passed(request)
         return False
 
     def _finish_reading(self, request: Request) -> None:

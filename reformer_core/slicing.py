@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from reformer_core.config import ReformerConfig
 
-SLICE_WORK = 2**30  # multiply-adds a slice: some 10 ms on two CPU cores, which is what a decode step may wait
+SLICE_WORK = 2**28  # multiply-adds a slice, without attention's: some 10 ms on two CPU cores, or a few decode steps
 LEAST_SLICE_TOKENS, MOST_SLICE_TOKENS = 256, 4096
 WINDOW_ENTRIES = 2**25  # of the windows that a slice of appended tokens gathers: 64 MiB of keys in float16
 LEAST_EXTEND_TOKENS, MOST_EXTEND_TOKENS = (

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reformer_core import Document, Engine, ReformerModel, Request, SamplingParams
+from reformer_core import Document, Engine, ReformerModel, Request, SamplingParams, turns
 from reformer_core.events import Finished, FinishReason, Progress
 from tests.core.engines import Reader, check_idle, is_busy, run, run_until, text_model, tiny_engine
 from tests.core.tiny import random_tokens
@@ -98,8 +98,11 @@ def test_those_that_read_take_turns(engine: Engine, model: ReformerModel) -> Non
 
 
 @pytest.mark.usefixtures("many_slices")
-def test_decoding_goes_on_during_a_prefill(engine: Engine, document: Document, model: ReformerModel) -> None:
-    """A token for each slice."""
+def test_decoding_goes_on_during_a_prefill(
+    engine: Engine, document: Document, model: ReformerModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token for each slice, if reading has no right to more."""
+    monkeypatch.setattr(turns, "READ_SHARE", 0.0)
     reader, generator = Reader(), Reader()
     generation = engine.submit_generate(document, NOTHING, GREEDY, generator)
     run_until(engine, lambda: generation.phase == "decode")
@@ -109,6 +112,30 @@ def test_decoding_goes_on_during_a_prefill(engine: Engine, document: Document, m
         engine.step()
         assert len(generator.ids) == before + turn
     assert prefill.phase == "prefill"
+    run(engine)
+    assert reader.reason == FinishReason.DONE
+
+
+@pytest.mark.usefixtures("many_slices")
+def test_reading_goes_on_beside_a_stream(
+    engine: Engine, document: Document, model: ReformerModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many slices for each token, if that is reading's share; and the stream goes on as soon as nobody can read."""
+    monkeypatch.setattr(turns, "READ_SHARE", 1e9)
+    monkeypatch.setattr(turns, "MOST_READ_SECONDS", 1e9)
+    reader, generator = Reader(room=0), Reader()
+    generation = engine.submit_generate(document, NOTHING, GREEDY, generator)
+    run_until(engine, lambda: generation.phase == "decode" and bool(generator.ids))
+    before = len(generator.ids)
+    score = engine.submit_score(random_tokens(model, 1000), reader)
+    for _ in range(30):
+        engine.step()
+    assert len(generator.ids) <= before + 1
+    assert score.phase == "prefill"
+    run(engine, generation)
+    assert len(generator.ids) == 50
+    assert score.phase == "prefill"
+    reader.room = None
     run(engine)
     assert reader.reason == FinishReason.DONE
 
