@@ -115,9 +115,9 @@ def in_child(
     return result
 
 
-def peak_rss_bytes() -> int:
-    """The most memory that this process ever held, or since `reset_peak_rss`."""
-    status = Path("/proc/self/status").read_text()  # getrusage's figure begins with the parent's
+def peak_rss_bytes(process: int | None = None) -> int:
+    """The most memory that a process (None: this one) ever held, or since its `reset_peak_rss`."""
+    status = Path(f"/proc/{process or 'self'}/status").read_text()  # getrusage's figure begins with the parent's
     match = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
     assert match, status
     return 1024 * int(match[1])
@@ -133,14 +133,29 @@ def time_interleaved(
     contenders: Mapping[str, Callable[[], object]], *, repeats: int = 5, warm_ups: int = 1
 ) -> dict[str, Timing]:
     """Times functions in turns, so that what else the machine does hits all of them alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(-warm_ups, repeats):
-        for name, run in contenders.items():
+
+    def timed(run: Callable[[], object]) -> Callable[[], list[float]]:
+        def seconds() -> list[float]:
             began = time.perf_counter()
             run()
+            return [time.perf_counter() - began]
+
+        return seconds
+
+    return in_turns({name: timed(run) for name, run in contenders.items()}, repeats=repeats, warm_ups=warm_ups)
+
+
+def in_turns(
+    contenders: Mapping[str, Callable[[], list[float]]], *, repeats: int = 5, warm_ups: int = 1
+) -> dict[str, Timing]:
+    """The same for functions that time themselves, perhaps several things a call, and return all the seconds."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(-warm_ups, repeats):
+        for name, measure in contenders.items():
+            measured = measure()
             if turn >= 0:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: Timing(statistics.median(all_), min(all_), max(all_), repeats) for name, all_ in seconds.items()}
+                seconds[name] += measured
+    return {name: Timing(statistics.median(all_), min(all_), max(all_), len(all_)) for name, all_ in seconds.items()}
 
 
 def save(name: str, results: Mapping[str, Any]) -> Path:

@@ -26,6 +26,7 @@ import torch
 import transformers
 from torch import nn
 
+from benchmarks.engines import read_tokens
 from benchmarks.harness import (
     RESULTS,
     ROOT,
@@ -145,12 +146,6 @@ def configuration(layers: int, tokens: int) -> ReformerConfig:
         axial_pos_shape=(rows, tokens // rows),
         max_position_embeddings=tokens,
     )
-
-
-def read_tokens(text: Path, count: int) -> torch.Tensor:
-    """The text's token ids, int64 [count], repeated if it is shorter."""
-    ids = load_tokenizer(embedded_model_path()).encode(text.read_bytes()).long()
-    return ids.repeat(-(-count // len(ids)))[:count]
 
 
 def run(cases: Iterable[Case]) -> tuple[list[Step], str | None]:

@@ -6,13 +6,18 @@ embedded model's widths. It sees a window of tokens at most.
 Shapes: B batch, H heads, D head size, n tokens, d width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 ROTARY_BASE = 10_000.0
+
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines
+Cached = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,27 @@ class PeerConfig:
     feed_forward_size: int = 512
     window_tokens: int = 1024
     """Longest sequence."""
+
+
+class KeyValueCache:
+    """Keys and values of the tokens that were read, for up to so many."""
+
+    def __init__(self, config: PeerConfig, tokens: int, dtype: torch.dtype = torch.float32) -> None:
+        shape = (config.layers, 2, 1, config.heads, tokens, config.hidden_size // config.heads)
+        self.tokens = 0
+        self._entries = torch.empty(shape, dtype=dtype)
+
+    def fill(self, tokens: int) -> None:
+        """As if so many random tokens had been read: keys and values of the size that layer norms give them."""
+        self.tokens = tokens
+        self._entries[..., :tokens, :].normal_()
+
+    def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """New keys and values [1, H, m, D] of a layer -> those of all tokens [1, H, n, D]; count them with `tokens`."""
+        end = self.tokens + key.shape[-2]
+        entries = self._entries[layer, ..., :end, :]
+        entries[0, ..., self.tokens :, :], entries[1, ..., self.tokens :, :] = key, value
+        return entries[0], entries[1]
 
 
 class Peer(nn.Module):
@@ -50,13 +76,20 @@ class Peer(nn.Module):
         """Parameters in all."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Logits of the next token at each position: int64 [B, n] -> [B, n, vocab]."""
-        tokens = token_ids.shape[-1]
+    def forward(self, token_ids: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
+        """Logits of the next token at each position: int64 [B, n] -> [B, n, vocab].
+
+        Args:
+            cache: of the tokens before these; either there are none yet, or this is one token. B is 1.
+        """
+        start = 0 if cache is None else cache.tokens
+        places = slice(start, start + token_ids.shape[-1])
         hidden = self.embeddings(token_ids)
-        rotation = (self.get_buffer("cosines")[:tokens], self.get_buffer("sines")[:tokens])
-        for layer in self.layers:
-            hidden = layer(hidden, rotation)
+        rotation = (self.get_buffer("cosines")[places], self.get_buffer("sines")[places])
+        for number, layer in enumerate(self.layers):
+            hidden = layer(hidden, rotation, None if cache is None else partial(cache.append, number))
+        if cache is not None:
+            cache.tokens = places.stop
         logits: torch.Tensor = functional.linear(self.final_norm(hidden), self.embeddings.weight)
         return logits
 
@@ -76,17 +109,20 @@ class _Layer(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.outer.weight)
 
-    def forward(self, hidden: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        hidden = hidden + self._attend(self.attention_norm(hidden), rotation)
+    def forward(self, hidden: torch.Tensor, rotation: Rotation, cached: Cached | None) -> torch.Tensor:
+        hidden = hidden + self._attend(self.attention_norm(hidden), rotation, cached)
         fed_forward: torch.Tensor = self.outer(functional.gelu(self.inner(self.feed_forward_norm(hidden))))
         return hidden + fed_forward
 
-    def _attend(self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def _attend(self, x: torch.Tensor, rotation: Rotation, cached: Cached | None) -> torch.Tensor:
         query, key, value = (
             linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for linear in (self.query, self.key, self.value)
         )  # [B, H, n, D]
         query, key = (_rotate(y, rotation) for y in (self.query_norm(query), self.key_norm(key)))
-        out = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        if cached is not None:
+            key, value = cached(key, value)
+        is_causal = query.shape[-2] == key.shape[-2]  # else it is one token, which sees all of them
+        out = functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
         attended: torch.Tensor = self.output(out.transpose(1, 2).flatten(2))
         return attended
 
@@ -98,7 +134,7 @@ def _rotations(positions: int, head_size: int) -> tuple[torch.Tensor, torch.Tens
     return angles.cos(), angles.sin()
 
 
-def _rotate(x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def _rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """Turns the pairs (x[i], x[i + D / 2]) by their position's angles: [B, H, n, D] -> the same."""
     cosine, sine = rotation
     first, second = x.chunk(2, dim=-1)
