@@ -27,56 +27,61 @@ class Decoding:
 
     def __init__(self, resources: Resources) -> None:
         self._model, self._table = resources.model, resources.table
-        # The tokens of prompt and continuation, for the repetition penalty.
-        shape = (resources.table.sessions, resources.model.config.vocab_size)
-        self._seen = torch.zeros(shape, dtype=torch.bool, device=resources.model.device)
         self._params: list[SamplingParams] = []
         self._sampling = BatchSampling.of(self._params, resources.model.device)  # of the latest batch, often the next
 
     def begin(self, request: GenerateRequest) -> None:
         """The request's prompt is read: it can be part of a batch from now on."""
-        seen = self._seen[request.session.row]
+        seen = self._table.seen_ids[request.session.row]
         seen.zero_()
         seen[request.prompt_ids.long().to(seen.device)] = True
 
-    def choose(self, batch: Sequence[GenerateRequest]) -> list[Choice]:
-        """The next token of each."""
+    def choose(self, batch: Sequence[GenerateRequest]) -> list[tuple[GenerateRequest, Choice]]:
+        """The next token of each, in any order."""
         if not batch:
             return []
-        device = self._model.device
+        batch, table, device = self._side_by_side(batch), self._table, self._model.device
         params = [request.params for request in batch]
         if params != self._params:
             self._params, self._sampling = params, BatchSampling.of(params, device)
-        rows = torch.tensor([request.session.row for request in batch], device=device)
         steps = torch.tensor([request.generated for request in batch], device=device)
         most = max(param.top_logprobs for param in params)
-        sampled = sample(self._table.next_logits[rows], self._sampling, steps, self._seen[rows], most)
-        self._seen[rows, sampled.ids] = True
-        choices = zip(
-            params,
-            sampled.ids.tolist(),
-            sampled.logprobs.tolist(),
-            sampled.top_ids.tolist(),
-            sampled.top_logprobs.tolist(),
-            strict=True,
-        )
-        return [
-            Choice(id, logprob, tuple(zip(ids, logprobs, strict=True))[: param.top_logprobs])
-            for param, id, logprob, ids, logprobs in choices
-        ]
+        seen_ids = table.seen_ids[: len(batch)]
+        sampled = sample(table.next_logits[: len(batch)], self._sampling, steps, seen_ids, most)
+        seen_ids.scatter_(1, sampled.ids.unsqueeze(1), True)
+        ids, logprobs, *top = (x.tolist() for x in to_host(sampled.ids, sampled.logprobs, *sampled.top))
+        tops = [tuple(zip(*pair, strict=True)) for pair in zip(*top, strict=True)] if top else [()] * len(batch)
+        choices = zip(params, ids, logprobs, tops, strict=True)
+        found = [Choice(id, logprob, top[: param.top_logprobs]) for param, id, logprob, top in choices]
+        return list(zip(batch, found, strict=True))
 
     def append(self, batch: Sequence[GenerateRequest]) -> None:
         """Appends the last token of each to its session, whose tail has room."""
         if not batch:
             return
-        device = self._model.device
+        batch = self._side_by_side(batch)
         sessions = [request.session for request in batch]
         for session in sessions:
             session.reserve(1)
-        rows = torch.tensor([session.row for session in sessions], device=device)
         longest = max(session.tail_tokens for session in sessions)
         capacity = tail_capacity_for(longest + 1, self._table.tail_capacity)
-        ids = torch.tensor([request.last_id for request in batch], device=device)
-        decode_step(self._model, self._table, rows, ids, capacity)
+        ids = torch.tensor([request.last_id for request in batch], device=self._model.device)
+        decode_step(self._model, self._table, ids, capacity)
         for session in sessions:
             session.appended(1)
+
+    def _side_by_side(self, batch: Sequence[GenerateRequest]) -> list[GenerateRequest]:
+        """Moves the sessions to the table's first rows, and returns the requests in the order of these rows."""
+        self._table.arrange([request.session for request in batch])
+        return sorted(batch, key=lambda request: request.session.row)
+
+
+def to_host(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors on the CPU: copied into pinned memory one behind the other, and waited for once."""
+    if tensors[0].device.type != "cuda":
+        return list(tensors)
+    copies = [torch.empty_like(x, device="cpu", pin_memory=True) for x in tensors]
+    for copy, x in zip(copies, tensors, strict=True):
+        copy.copy_(x, non_blocking=True)
+    torch.cuda.current_stream().synchronize()
+    return copies

@@ -1,17 +1,16 @@
 """Appending tokens to cached documents: one token for each of many sessions (decode), or many tokens to one (extend).
 
 Both run the same layers over *rows*: in `decode_step` a row is a session, in `extend_slice` a token of one session that
-sees the tokens before it. A row costs rounds × (window + log tail), whatever the document's length.
+sees the tokens before it. A row costs rounds × (window + tail), whatever the document's length.
 
-Shapes: B rows, H heads, R rounds, D head size, W positions a local layer sees, d width.
+Shapes: B rows, H heads, R rounds, D head size, W positions a local layer sees, w slots an LSH layer sees, d width.
 """
 
 from collections.abc import Callable
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
-from reformer_core.bucket_index import Tail, Windows
+from reformer_core.bucket_index import Windows
 from reformer_core.local_attention import LocalAttention
 from reformer_core.lsh_attention import LSHAttention, normalised_keys
 from reformer_core.model import ReformerModel
@@ -21,47 +20,43 @@ from reformer_core.window_attention import FUTURE, SELF
 
 
 @torch.inference_mode()
-def decode_step(
-    model: ReformerModel, table: SessionTable, rows: torch.Tensor, token_ids: torch.Tensor, tail_capacity: int
-) -> None:
-    """Appends one token to each of B sessions and leaves the next token's logits in `table.next_logits`.
+def decode_step(model: ReformerModel, table: SessionTable, token_ids: torch.Tensor, tail_capacity: int) -> None:
+    """Appends a token to each session in the first B rows and leaves the next one's logits in `table.next_logits`.
 
     Fixed shapes, no look at any value: one CUDA graph a pair of B and tail_capacity.
 
     Args:
-        rows: int64 [B], different rows of the table, their pages reserved.
-        token_ids: int64 [B].
+        token_ids: int64 [B]; the pages for them are reserved.
         tail_capacity: more than the tokens in the longest tail of these rows.
     """
-    sessions = SessionRows(table, rows)
-    positions = sessions.length
-    windows = Windows(model.config, positions + 1)
+    batch, rows = len(token_ids), slice(0, len(token_ids))
+    positions = table.length[rows].clone()
+    sessions = SessionRows(table, torch.arange(batch, device=positions.device))
+    windows, place = Windows(model.config, positions + 1), positions - table.base_tokens[rows]
+    new_rows = sessions.rows_of_all_layers(positions)
     # Position p of a local layer lies at p % W; what is held in each place once the new token is.
-    heads, window = table.local_keys.shape[-3:-1]
-    held = positions.unsqueeze(1) - (positions.unsqueeze(1) - torch.arange(window, device=rows.device)) % window
-    local_mask = _local_mask(model, held, positions).view(-1, 1, 1, window)
-    local_heads = rows.unsqueeze(1) * heads + torch.arange(heads, device=rows.device)  # [B, H]
-    local_rows = (local_heads * window + (positions % window).unsqueeze(1)).flatten()
+    window = table.local_keys.shape[-2]
+    held = positions.unsqueeze(1) - (positions.unsqueeze(1) - torch.arange(window, device=positions.device)) % window
+    unseen = _unseen(model, held, positions).view(batch, 1, 1, window)
+    heads = torch.arange(batch * model.config.num_attention_heads, device=positions.device).view(batch, -1)
+    ring_rows = (heads * window + (positions % window).unsqueeze(1)).flatten()
 
     def lsh(layer: int, attention: LSHAttention, hidden: torch.Tensor) -> torch.Tensor:
         query_key, value, buckets = _project(attention, hidden)
-        _store(sessions, layer, positions, query_key, value)
-        tail, place = sessions.tail(layer, tail_capacity).appended(buckets, positions)
-        sessions.store_tail(layer, tail)
-        out = _attend_window(sessions, layer, windows, tail, place, query_key, positions)
-        return attention.output(out)  # type: ignore[no-any-return]
+        _store(sessions, new_rows[layer], query_key, value)
+        base, tail = sessions.base(layer), table.tail(layer, rows, tail_capacity)
+        seen = windows.positions(table.pool, base, tail, tail.append(base, buckets, place))
+        return attention.output(_attend_seen(sessions, layer, seen, query_key, positions))  # type: ignore[no-any-return]
 
     def local(layer: int, attention: LocalAttention, hidden: torch.Tensor) -> torch.Tensor:
         query, key, value = attention.project(hidden.unsqueeze(-2))  # [B, H, 1, D]
-        keys, values = table.local_keys[layer], table.local_values[layer]
+        keys, values = table.local_keys[layer, rows], table.local_values[layer, rows]
         for ring, new in ((keys, key), (values, value)):
-            ring.view(-1, ring.shape[-1]).index_copy_(0, local_rows, new.reshape(-1, ring.shape[-1]))
-        keys, values = keys.index_select(0, rows), values.index_select(0, rows)
-        out = scaled_dot_product_attention(query, keys, values, attn_mask=local_mask, scale=1.0)
-        return attention.output(out.flatten(1))  # type: ignore[no-any-return]
+            ring.view(-1, ring.shape[-1]).index_copy_(0, ring_rows, new.reshape(-1, ring.shape[-1]))
+        return attention.output(_attend(query, keys, values, unseen, FUTURE))  # type: ignore[no-any-return]
 
-    table.next_logits.index_copy_(0, rows, _run_layers(model, token_ids, positions, lsh, local))
-    table.length.index_add_(0, rows, torch.ones_like(rows))
+    table.next_logits[rows] = _run_layers(model, token_ids, positions, lsh, local)
+    table.length[rows] += 1
 
 
 @torch.inference_mode()
@@ -74,37 +69,36 @@ def extend_slice(model: ReformerModel, session: Session, token_ids: torch.Tensor
     Returns:
         float32 [m, vocab]: logits of the token after each.
     """
-    table, m = session.table, len(token_ids)
-    row = torch.tensor([session.row], device=token_ids.device)
-    before, after = SessionRows(table, row), SessionRows(table, row.expand(m))
-    positions = session.length + torch.arange(m, device=token_ids.device)
-    windows = Windows(model.config, positions + 1)
+    table, m, row = session.table, len(token_ids), session.row
+    device = token_ids.device
+    sessions = SessionRows(table, torch.tensor([row], device=device).expand(m))
+    positions = session.length + torch.arange(m, device=device)
+    windows, place = Windows(model.config, positions + 1), positions - session.base_tokens
+    new_rows = sessions.rows_of_all_layers(positions)
     capacity = tail_capacity_for(session.tail_tokens + m, table.tail_capacity)
     # In a local layer: what is held before the first of the tokens, and the tokens themselves.
     window, newest = table.local_keys.shape[-2], session.length - 1
-    held = newest - (newest - torch.arange(window, device=row.device)) % window
-    local_mask = _local_mask(model, torch.cat([held, positions]), positions)  # [m, W + m]
+    held = newest - (newest - torch.arange(window, device=device)) % window
+    unseen = _unseen(model, torch.cat([held, positions]), positions)  # [m, W + m]
 
     def lsh(layer: int, attention: LSHAttention, hidden: torch.Tensor) -> torch.Tensor:
         query_key, value, buckets = _project(attention, hidden)
-        _store(after, layer, positions, query_key, value)
-        tails, place = before.tail(layer, capacity).appended_one_by_one(buckets, positions)
-        before.store_tail(layer, Tail(tails.buckets[-1:], tails.positions[-1:], tails.tokens[-1:]))
-        out = _attend_window(after, layer, windows, tails, place, query_key, positions)
-        return attention.output(out)  # type: ignore[no-any-return]
+        _store(sessions, new_rows[layer], query_key, value)
+        base, tail = sessions.base(layer), table.tail(layer, slice(row, row + 1), capacity)
+        seen = windows.positions(table.pool, base, *tail.append_one_by_one(base, buckets, place))
+        return attention.output(_attend_seen(sessions, layer, seen, query_key, positions))  # type: ignore[no-any-return]
 
     def local(layer: int, attention: LocalAttention, hidden: torch.Tensor) -> torch.Tensor:
         query, key, value = attention.project(hidden)  # [H, m, D]
-        rings = table.local_keys[layer, session.row], table.local_values[layer, session.row]  # [H, W, D]
+        rings = table.local_keys[layer, row], table.local_values[layer, row]  # [H, W, D]
         keys, values = (torch.cat(both, dim=-2) for both in zip(rings, (key, value), strict=True))
-        out = scaled_dot_product_attention(query[None], keys[None], values[None], attn_mask=local_mask, scale=1.0)
         for ring, new in zip(rings, (key, value), strict=True):
             ring[:, positions[-window:] % window] = new[:, -window:]
-        return attention.output(out[0].transpose(0, 1).flatten(1))  # type: ignore[no-any-return]
+        return attention.output(_attend(query[None], keys[None], values[None], unseen, FUTURE))  # type: ignore[no-any-return]
 
     logits = _run_layers(model, token_ids, positions, lsh, local)
-    table.next_logits[session.row] = logits[-1]
-    table.length[session.row] += m
+    table.next_logits[row] = logits[-1]
+    table.length[row] += m
     session.appended(m)
     return logits
 
@@ -138,58 +132,53 @@ def _run_layers(
 def _project(attention: LSHAttention, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows [B, d] -> shared queries and keys, and values, [B, H, 1, D], and buckets int64 [B, H, R]."""
     query_key, value = attention.project(hidden)  # [H, B, D]
-    buckets = attention.hash(query_key).permute(2, 0, 1).contiguous()
+    buckets = attention.hash(query_key).permute(2, 0, 1)
     return query_key.transpose(0, 1).unsqueeze(-2), value.transpose(0, 1).unsqueeze(-2), buckets
 
 
-def _store(
-    sessions: SessionRows, layer: int, positions: torch.Tensor, query_key: torch.Tensor, value: torch.Tensor
-) -> None:
-    """Writes keys and values [B, H, 1, D], at positions int64 [B], to their pages."""
-    pool, head_size = sessions.pool, query_key.shape[-1]
-    where = sessions.key_rows(layer, positions.view(-1, 1, 1)).flatten()
+def _store(sessions: SessionRows, rows: torch.Tensor, query_key: torch.Tensor, value: torch.Tensor) -> None:
+    """Writes keys and values [B, H, 1, D] to rows int64 [B, H] of the pool."""
+    pool, head_size, where = sessions.pool, query_key.shape[-1], rows.flatten()
     pool.rows.index_copy_(0, where, normalised_keys(query_key).reshape(-1, head_size))
     pool.rows.index_copy_(0, where + pool.layout.value_distance, value.reshape(-1, head_size))
 
 
-def _attend_window(
-    sessions: SessionRows,
-    layer: int,
-    windows: Windows,
-    tail: Tail,
-    place: torch.Tensor,
-    query_key: torch.Tensor,
-    positions: torch.Tensor,
+def _attend_seen(
+    sessions: SessionRows, layer: int, seen: torch.Tensor, query_key: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor:
-    """Attention of each row's newest token, [B, H D].
+    """Attention of each row's newest token, at `positions`, to those at positions int64 [B, H, w]: [B, H D].
 
     One softmax over the windows of all rounds side by side is the same as combining the rounds by their log-sum-exp.
     """
-    pool, newest = sessions.pool, positions.view(-1, 1, 1)
-    seen = windows.positions(pool, sessions.base(layer), tail, place).flatten(-2)  # [B, H, R (1 + b) L]
-    where = sessions.key_rows(layer, torch.minimum(seen, newest))  # anything that exists, where there is nothing
-    shape = (*where.shape, query_key.shape[-1])
-    keys = pool.rows.index_select(0, where.flatten()).view(shape)
-    values = pool.rows.index_select(0, where.flatten() + pool.layout.value_distance).view(shape)
-    mask = _lsh_mask(seen, newest, query_key.dtype).unsqueeze(-2)
-    return scaled_dot_product_attention(query_key, keys, values, attn_mask=mask, scale=1.0).flatten(1)
+    pool = sessions.pool
+    where = sessions.key_rows(layer, seen)
+    keys = pool.rows.index_select(0, where.flatten()).view(*where.shape, -1)
+    values = pool.rows.index_select(0, where.flatten() + pool.layout.value_distance).view_as(keys)
+    return _attend(query_key, keys, values, (seen == positions.view(-1, 1, 1)).unsqueeze(-2), SELF)
 
 
-def _lsh_mask(seen: torch.Tensor, newest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What is added to the logits of queries at `newest`, for keys at positions `seen` [..., w].
+def _attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, masked: torch.Tensor, masked_logit: float
+) -> torch.Tensor:
+    """Attention of queries [B, H, q, D] to windows of their own, keys and values [B, H, w, D]: [B q, H D].
 
-    Adding is as good as replacing, which a full pass does, for the newest token hardly ever has only its own key. Where
-    it has, which takes several rounds and no chunk before, a full pass is coarser (`CombinedRounds.finish`), by 0.4 %.
+    Products of small matrices: kernels for attention are made for many queries, and take twice the time for one.
+
+    Args:
+        masked: bool, broadcastable to [B, H, q, w]: where logits are replaced by masked_logit.
     """
-    smallest = torch.finfo(dtype).min
-    unseen = torch.where(seen == newest, max(SELF, smallest / 2), max(FUTURE, smallest))
-    return torch.where(seen < newest, 0.0, unseen).to(dtype)
+    batch, heads, queries, head_size = query.shape
+    logits = torch.bmm(query.reshape(-1, queries, head_size), keys.flatten(0, 1).transpose(1, 2))
+    masked_logit = max(masked_logit, torch.finfo(logits.dtype).min)
+    logits = logits.view(batch, heads, queries, -1).masked_fill_(masked, masked_logit)
+    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(values.dtype)
+    out = torch.bmm(weights.view(batch * heads, queries, -1), values.flatten(0, 1))
+    return out.view(batch, heads, queries, head_size).transpose(1, 2).reshape(batch * queries, -1)
 
 
-def _local_mask(model: ReformerModel, held: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """The same for queries at positions int64 [q] and keys at positions int64 [q or 1, w]: their window is [q, w]."""
+def _unseen(model: ReformerModel, held: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """What local queries at positions int64 [q] don't see of keys at positions int64 [q or 1, w]: bool [q, w]."""
     length, before = model.config.local_attn_chunk_length, model.config.local_num_chunks_before
     query = positions.unsqueeze(1)
     first = ((query // length - before) * length).clamp(min=0)
-    unseen = max(FUTURE, torch.finfo(model.dtype).min)
-    return torch.where((held >= first) & (held <= query), 0.0, unseen).to(model.dtype)
+    return (held < first) | (held > query)

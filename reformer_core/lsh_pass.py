@@ -36,7 +36,7 @@ class LSHPass:
         config, device, dtype = attention.config, pool.device, pool.layout.dtype
         heads, rounds, head_size = config.num_attention_heads, config.num_hashes, config.attention_head_size
         self._attention, self._config, self._pool, self._tokens = attention, config, pool, tokens
-        self._token_pages, self._order_pages = token_pages.to(device), order_pages
+        self._key_bases, self._order_pages = pool.layout.key_bases(token_pages.to(device)), order_pages
         self._step = slice_tokens(config)
         self.out = torch.zeros(tokens, heads * head_size, dtype=dtype, device=device)
         self.offsets = torch.zeros(heads, rounds, config.total_buckets + 1, dtype=torch.int32, device=device)
@@ -71,7 +71,7 @@ class LSHPass:
             order[round_] = sorted_order(buckets, padded)
             if self._order_pages is not None:
                 tokens_order = order[round_, : self._tokens].to(torch.int32)
-                write_order(self._pool, self._order_pages, head, round_, tokens_order)
+                write_order(self._pool, self._order_pages, head * len(order) + round_, tokens_order)
                 self.offsets[head, round_] = bucket_offsets(buckets, self._config.total_buckets)
             yield
         return order
@@ -113,7 +113,7 @@ class LSHPass:
 
     def _key_rows(self, head: torch.Tensor | int, positions: torch.Tensor) -> torch.Tensor:
         layout = self._pool.layout
-        return layout.key_row(self._token_pages[positions // layout.tokens], head, positions % layout.tokens)
+        return layout.key_row(self._key_bases[positions >> layout.token_bits], head, positions)
 
 
 class _Rounds:

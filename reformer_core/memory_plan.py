@@ -115,15 +115,17 @@ class MemoryPlan:
     def step_bytes(self, sessions: int) -> int:
         """What decoding a token of so many sessions takes, or a slice of a prompt, while it runs."""
         c, item = self.config, self.dtype.itemsize
+        heads, size, most_rows = c.num_attention_heads, c.attention_head_size, extend_tokens(c)
         row = [64 * c.vocab_size]  # sampling
         if "local" in c.attn_layers:
-            entries = c.num_attention_heads * c.local_window
-            row.append(entries * (2 * c.attention_head_size * item + 16))  # keys and values; positions and logits
+            entries = heads * (c.local_window + most_rows)
+            row.append(entries * (2 * size * item // most_rows + 6 + item))  # keys and values are the same for all rows
         if "lsh" in c.attn_layers:
-            places = c.num_attention_heads * c.num_hashes * tail_capacity(c)
-            entries = c.num_attention_heads * c.num_hashes * c.lsh_window
-            row.append(37 * places)  # the tail's slots are looked up
-            row.append(8 * places + entries * (2 * c.attention_head_size * item + 31))
+            chunks = heads * c.num_hashes * (1 + c.lsh_num_chunks_before)
+            tail = tail_capacity(c)
+            # The tail as each row sees it; what of it is near the chunks; and the chunks.
+            row.append(4 * heads * c.num_hashes * tail + chunks * (12 * tail + 8 * c.lsh_attn_chunk_length))
+            row.append(chunks * c.lsh_attn_chunk_length * (2 * size * item + 24))
         return max(sessions, extend_tokens(c)) * max(row)
 
     def fixed_bytes(self, sessions: int) -> int:

@@ -20,20 +20,31 @@ PAGE_TOKENS = 256  # P: a session's tail of a few tokens shouldn't cost much, a 
 
 
 class PageLayout:
-    """Sizes of a page, and where in the arena things lie. Only arithmetic: nothing is allocated."""
+    """Sizes of a page, and where in the arena things lie. Only arithmetic: nothing is allocated.
+
+    Whoever holds pages looks them up in a table of *bases*: where the first thing of all would lie if all pages were
+    like this one and lay side by side. So a place is `bases[number >> bits] + number`, and nothing is divided.
+    """
 
     def __init__(self, config: ReformerConfig, dtype: torch.dtype, page_tokens: int = PAGE_TOKENS) -> None:
+        """Args:
+        page_tokens: P, a power of two.
+        """
         self.heads, self.rounds, self.head_size = (
             config.num_attention_heads,
             config.num_hashes,
             config.attention_head_size,
         )
         self.config, self.dtype = config, dtype
-        self.tokens = page_tokens
+        self.tokens, self.token_bits = page_tokens, page_tokens.bit_length() - 1
+        if page_tokens != 1 << self.token_bits:
+            raise ValueError(f"the tokens of a page must be a power of two, but are {page_tokens}")
         self.page_bytes = 2 * self.heads * page_tokens * self.head_size * dtype.itemsize
-        self.slots = self.page_bytes // (4 * self.heads * self.rounds)
-        if self.slots == 0:
+        fitting = self.page_bytes // (4 * self.heads * self.rounds)
+        if fitting == 0:
             raise ValueError(f"pages of {page_tokens} tokens can't hold the order of {self.rounds} hash rounds")
+        self.slot_bits = fitting.bit_length() - 1
+        self.slots = 1 << self.slot_bits
 
     def token_pages(self, tokens: int) -> int:
         """Pages for the keys and values of so many tokens, in one layer."""
@@ -43,20 +54,28 @@ class PageLayout:
         """Pages for the order of so many tokens, in one layer."""
         return -(-tokens // self.slots)
 
-    def key_row(self, page: torch.Tensor, head: torch.Tensor | int, offset: torch.Tensor) -> torch.Tensor:
-        """Row of a token's key in `PagePool.rows`; its value is `value_distance` rows further."""
-        return page * (2 * self.heads * self.tokens) + head * self.tokens + offset
+    def key_bases(self, pages: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """Bases of pages int64 [..., k] that hold keys and values from the page number `first` of their owner on."""
+        number = torch.arange(first, first + pages.shape[-1], device=pages.device)
+        return pages * (2 * self.heads * self.tokens) - number * self.tokens
+
+    def order_bases(self, pages: torch.Tensor) -> torch.Tensor:
+        """Bases of all pages int64 [..., k] of an order."""
+        number = torch.arange(pages.shape[-1], device=pages.device)
+        return pages * (self.page_bytes // 4) - number * self.slots
+
+    def key_row(self, base: torch.Tensor, head: torch.Tensor | int, position: torch.Tensor) -> torch.Tensor:
+        """Row of a key in `PagePool.rows`, from its page's base; its value is `value_distance` rows further."""
+        return base + position + head * self.tokens
 
     @property
     def value_distance(self) -> int:
         """Rows from a key to its value."""
         return self.heads * self.tokens
 
-    def order_entry(
-        self, page: torch.Tensor, head: torch.Tensor | int, round_: torch.Tensor | int, offset: torch.Tensor
-    ) -> torch.Tensor:
-        """Index of a slot's entry in `PagePool.entries`."""
-        return page * (self.page_bytes // 4) + (head * self.rounds + round_) * self.slots + offset
+    def order_entry(self, base: torch.Tensor, lane: torch.Tensor | int, slot: torch.Tensor) -> torch.Tensor:
+        """Index in `PagePool.entries` of a slot's entry, from its page's base; its lane is head × rounds + round."""
+        return base + slot + lane * self.slots
 
 
 class PagePool:

@@ -35,6 +35,8 @@ class BatchSampling:
     """Whether every session is greedy: nothing has to be drawn."""
     ranked: bool
     """Whether any session has a top-k or top-p: only they need the vocabulary sorted."""
+    penalised: bool
+    """Whether any session has a repetition penalty."""
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device) -> "BatchSampling":
@@ -53,6 +55,7 @@ class BatchSampling:
             seed=torch.tensor([_signed(p.seed) for p in params], dtype=torch.int64, device=device),
             greedy=all(p.temperature == 0 for p in params),
             ranked=any(p.top_k > 0 or p.top_p < 1 for p in params),
+            penalised=any(p.repetition_penalty != 1 for p in params),
         )
 
 
@@ -64,10 +67,8 @@ class Sampled:
     """int64 [B]."""
     logprobs: torch.Tensor
     """float32 [B]."""
-    top_ids: torch.Tensor
-    """int64 [B, k], the most likely tokens, most likely first."""
-    top_logprobs: torch.Tensor
-    """float32 [B, k]."""
+    top: tuple[torch.Tensor, ...]
+    """int64 [B, k] and float32 [B, k], the most likely tokens and their log-probabilities; nothing for k = 0."""
 
 
 def sample(
@@ -85,12 +86,15 @@ def sample(
         top_logprobs: k, how many of the most likely tokens to report; at most V.
     """
     logprobs = logits.log_softmax(dim=-1)
-    penalised = _penalise(logits, batch.repetition_penalty, seen)
+    penalised = _penalise(logits, batch.repetition_penalty, seen) if batch.penalised else logits
     ids = penalised.argmax(dim=-1)
     if not batch.greedy:
         ids = torch.where(batch.temperature == 0, ids, _draw(penalised, batch, uniform(batch.seed, steps)))
-    top = logprobs.topk(min(top_logprobs, logits.shape[-1]), dim=-1)
-    return Sampled(ids, logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1), top.indices, top.values)
+    top: tuple[torch.Tensor, ...] = ()
+    if top_logprobs > 0:
+        values, indices = logprobs.topk(min(top_logprobs, logits.shape[-1]), dim=-1)
+        top = (indices, values)
+    return Sampled(ids, logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1), top)
 
 
 def uniform(seed: torch.Tensor, step: torch.Tensor) -> torch.Tensor:

@@ -127,7 +127,7 @@ class Scheduler:
         self.decode_batch_size = len(batch)
         self._stopwatch.start()
         with self._ended_by_error(*batch):
-            for request, choice in zip(batch, self._decoding.choose(batch), strict=True):
+            for request, choice in self._decoding.choose(batch):
                 with self._ended_by_error(request):
                     self._emit(request, choice)
             self._append([request for request in batch if request.phase == "decode"])

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import torch
 
-from reformer_core.bucket_index import EMPTY, merged_offsets, write_merged_page
+from reformer_core.bucket_index import EMPTY, NOWHERE, Base, Tail, merged_offsets, write_merged_page
 from reformer_core.document import Document
 from reformer_core.errors import OutOfMemoryError, TooManyTokensError
 from reformer_core.session_table import SessionRows, SessionTable
@@ -16,11 +16,15 @@ def tail_pages_needed(table: SessionTable, length: int, tokens: int) -> int:
     layout, layers = table.pool.layout, table.config.attn_layers.count("lsh")
     # A merge writes the new order beside the old one.
     order_pages = 2 * layout.order_pages(length + tokens) if tokens > table.tail_capacity else 0
-    return layers * (layout.token_pages(tokens) + order_pages)
+    token_pages = layout.token_pages(length + tokens) - length // layout.tokens if tokens else 0
+    return layers * (token_pages + order_pages)
 
 
 class Session:
-    """One row of the table: a document and what was appended to it. Context manager; `close` frees what it holds."""
+    """One row of the table: a document and what was appended to it. Context manager; `close` frees what it holds.
+
+    Where the document's last page isn't full, the tail goes on in a copy of it.
+    """
 
     def __init__(self, table: SessionTable, document: Document, held_pages: Sequence[int] = ()) -> None:
         """Opens a session on a document.
@@ -34,18 +38,15 @@ class Session:
         """
         self.table, self.document = table, document
         lsh_layers = len(document.token_pages)
-        self._token_pages: list[list[int]] = [[] for _ in range(lsh_layers)]  # of the tail
+        self._token_pages: list[list[int]] = [[] for _ in range(lsh_layers)]  # from the first that the tail needs on
         self._order_pages: list[list[int]] = [[] for _ in range(lsh_layers)]  # of the private base, after a merge
         self._held_pages = list(held_pages)
         self._closed = False
         with ExitStack() as undo:
             document.acquire()
             undo.callback(document.release)
-            self.row = table.take_row()
+            self.row = table.take_row(self)
             undo.callback(table.give_row, self.row)
-            table.document_tokens[self.row] = document.tokens
-            token_pages = document.token_pages.to(table.length.device)
-            table.token_pages[:, self.row, : token_pages.shape[1]] = token_pages
             self.rewind()
             undo.pop_all()
 
@@ -61,6 +62,7 @@ class Session:
         table.local_keys[:, self.row] = state.local_keys
         table.local_values[:, self.row] = state.local_values
         table.next_logits[self.row] = state.next_logits
+        self._set_token_pages(document.token_pages, 0)
         self._set_base(document.tokens, document.order_pages, state.offsets)
 
     @property
@@ -90,21 +92,24 @@ class Session:
             OutOfMemoryError: there aren't enough; nothing is taken.
             TooManyTokensError: the model hasn't so many positions; nothing is taken.
         """
-        layout, limit = self.table.pool.layout, self.table.config.max_tokens
+        pool, limit = self.table.pool, self.table.config.max_tokens
         if self.length + tokens > limit:
             raise TooManyTokensError(self.length + tokens, limit)
-        own = self.length - self.document.tokens + tokens
-        first = layout.token_pages(self.document.tokens)
-        layers = len(self._token_pages)
-        missing = layout.token_pages(own) - len(self._token_pages[0]) if layers else 0
+        if not self._token_pages or not tokens:
+            return
+        layers, first = len(self._token_pages), self._first_page
+        start = first + len(self._token_pages[0])
+        missing = pool.layout.token_pages(self.length + tokens) - start
         if missing <= 0:
             return
         self._hold(missing * layers)
-        for layer, pages in enumerate(self._token_pages):
-            start = first + len(pages)
-            pages += self._held_pages[:missing]
-            del self._held_pages[:missing]
-            self.table.token_pages[layer, self.row, start : start + missing] = torch.tensor(pages[-missing:])
+        taken, self._held_pages = self._held_pages[: missing * layers], self._held_pages[missing * layers :]
+        new_pages = torch.tensor(taken).view(layers, missing)
+        if start == first < self.document.token_pages.shape[1]:  # the document's last page isn't full
+            pool.copy(self.document.token_pages[:, first].tolist(), new_pages[:, 0].tolist())
+        for pages, new in zip(self._token_pages, new_pages.tolist(), strict=True):
+            pages += new
+        self._set_token_pages(new_pages, start)
 
     def appended(self, tokens: int) -> None:
         """Notes that so many tokens were written to the table's row."""
@@ -128,14 +133,12 @@ class Session:
         count = layout.order_pages(self.length)
         self._hold(count * layers)
         new_pages = torch.tensor(self._held_pages[: count * layers], dtype=torch.long).view(layers, count)
-        row = SessionRows(table, torch.tensor([self.row], device=pool.device))
         offsets = torch.empty_like(table.offsets[:, self.row])
         for layer in range(layers):
-            base, tail = row.base(layer), row.tail(layer, table.tail_capacity)
             for number, page in enumerate(new_pages[layer].tolist()):
-                write_merged_page(pool, base, tail, page, number * layout.slots)
+                write_merged_page(pool, *self._index(layer), page, number * layout.slots)
                 yield
-            offsets[layer] = merged_offsets(base, tail)
+            offsets[layer] = merged_offsets(*self._index(layer))
         del self._held_pages[: count * layers]
         self._held_pages += [page for pages in self._order_pages for page in pages]
         self._order_pages = new_pages.tolist()
@@ -161,15 +164,19 @@ class Session:
         other._order_pages = [[copy_of[page] for page in pages] for pages in self._order_pages]
         other.length, other.base_tokens = self.length, self.base_tokens
         table.copy_row(self.row, other.row)
-        first = table.pool.layout.token_pages(self.document.tokens)
-        for table_pages, pages, start in (
-            (table.token_pages, other._token_pages, first),
-            (table.order_pages, other._order_pages, 0),
-        ):
-            for layer, of_layer in enumerate(pages):
-                new = torch.tensor(of_layer, dtype=torch.long)
-                table_pages[layer, other.row, start : start + len(of_layer)] = new
+        other._set_token_pages(torch.tensor(other._token_pages, dtype=torch.long), other._first_page)
+        if any(other._order_pages):
+            other._set_order_pages(torch.tensor(other._order_pages, dtype=torch.long))
         return other
+
+    @property
+    def _first_page(self) -> int:
+        """The number of the first page that the tail writes to, among all of a layer."""
+        return self.document.tokens // self.table.pool.layout.tokens
+
+    def _index(self, layer: int) -> tuple[Base, Tail]:
+        row = torch.tensor([self.row], device=self.table.pool.device)  # now: rows are moved
+        return SessionRows(self.table, row).base(layer), self.table.tail(layer, slice(self.row, self.row + 1))
 
     def _hold(self, count: int) -> None:
         """Makes sure that so many spare pages are held. Raises OutOfMemoryError; nothing is taken."""
@@ -193,6 +200,17 @@ class Session:
         table = self.table
         self.base_tokens = tokens
         table.base_tokens[self.row] = tokens
-        table.order_pages[:, self.row, : order_pages.shape[1]] = order_pages.to(table.length.device)
         table.offsets[:, self.row] = offsets
         table.tail_buckets[:, self.row] = EMPTY
+        table.tail_slots[:, self.row] = NOWHERE
+        self._set_order_pages(order_pages)
+
+    def _set_token_pages(self, pages: torch.Tensor, start: int) -> None:
+        """Pages int64 [layers, k] hold the keys and values from page number `start` on."""
+        bases = self.table.pool.layout.key_bases(pages, start).to(self.table.key_bases.device)
+        self.table.key_bases[:, self.row, start : start + pages.shape[-1]] = bases
+
+    def _set_order_pages(self, pages: torch.Tensor) -> None:
+        """Pages int64 [layers, k] hold the base's order."""
+        bases = self.table.pool.layout.order_bases(pages).to(self.table.order_bases.device)
+        self.table.order_bases[:, self.row, : pages.shape[-1]] = bases

@@ -1,5 +1,6 @@
 """The bucket index alone, on random buckets: merged orders and windows, against one stable sort of everything."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from reformer_core.bucket_index import (
     ABSENT,
     EMPTY,
+    NOWHERE,
     Base,
     Tail,
     Windows,
@@ -37,37 +39,40 @@ class Index:
         self.pool = PagePool(layout, PAGES * layout.page_bytes, torch.device("cpu"))
         tokens = buckets.shape[-1]
         pages = self._new_pages(tokens)
-        for head in range(HEADS):
-            for round_ in range(config.num_hashes):
-                write_order(self.pool, pages, head, round_, sorted_order(buckets[head, round_], tokens).to(torch.int32))
+        for lane, of_lane in enumerate(buckets.flatten(0, 1)):
+            write_order(self.pool, pages, lane, sorted_order(of_lane, tokens).to(torch.int32))
         offsets = [bucket_offsets(x, config.total_buckets) for x in buckets.flatten(0, 1)]
         self._set_base(torch.stack(offsets).view(HEADS, config.num_hashes, -1), tokens, pages)
 
     def append(self, buckets: torch.Tensor) -> torch.Tensor:
-        """Tokens with buckets [H, R, m], one after the other -> where the last one is in the tail, [1, H, R]."""
-        place = torch.empty(0)
+        """Tokens with buckets [H, R, m], one after the other -> the merged slot of the last one, [1, H, R]."""
+        slot = torch.empty(0)
         for i in range(buckets.shape[-1]):
-            position = torch.tensor([self.buckets.shape[-1]])
-            self.tail, place = self.tail.appended(buckets[None, ..., i], position)
+            slot = self.tail.append(self.base, buckets[None, ..., i], torch.tensor([self.tail_tokens]))
             self.buckets = torch.cat([self.buckets, buckets[..., i : i + 1]], dim=-1)
-        return place
+        return slot
 
     def append_at_once(self, buckets: torch.Tensor) -> tuple[Tail, torch.Tensor]:
-        """Tokens with buckets [H, R, m] -> the tail as each of them sees it, and where in it that token is."""
-        m, before = buckets.shape[-1], self.buckets.shape[-1]
-        tails, place = self.tail.appended_one_by_one(buckets.permute(2, 0, 1), before + torch.arange(m))
-        self.tail = Tail(tails.buckets[-1:], tails.positions[-1:], tails.tokens[-1:])
+        """Tokens with buckets [H, R, m] -> the tail as each of them sees it, and their merged slots, [m, H, R]."""
+        m = buckets.shape[-1]
+        base = replace(self.base, rows=self.base.rows.expand(m), tokens=self.base.tokens.expand(m))
+        place = self.tail_tokens + torch.arange(m)
+        found = self.tail.append_one_by_one(base, buckets.permute(2, 0, 1), place)
         self.buckets = torch.cat([self.buckets, buckets], dim=-1)
-        return tails, place
+        return found
+
+    @property
+    def tail_tokens(self) -> int:
+        return self.buckets.shape[-1] - int(self.base.tokens)
 
     def merge(self) -> None:
-        tokens = int(self.base.tokens + self.tail.tokens)
+        tokens = self.buckets.shape[-1]
         pages, offsets = self._new_pages(tokens), merged_offsets(self.base, self.tail)
         for number, page in enumerate(pages.tolist()):
             write_merged_page(self.pool, self.base, self.tail, page, number * self.pool.layout.slots)
-        old = self.base.order_pages[0].tolist()
+        old = self.pages
         self._set_base(offsets, tokens, pages)
-        self.pool.release(old)
+        self.pool.release(old.tolist())
 
     def fork(self) -> "Index":
         """A second index on the same base: it must not see what happens to this one."""
@@ -76,21 +81,21 @@ class Index:
         tokens = int(self.base.tokens)
         pages = self._new_pages(tokens)
         words = self.pool.entries.view(self.pool.total_pages, -1)
-        words[pages] = words[self.base.order_pages[0]]
+        words[pages] = words[self.pages]
         other._set_base(self.base.offsets[0], tokens, pages)
-        other.tail = self.tail
+        other.tail = Tail(self.tail.buckets.clone(), self.tail.slots.clone())
         return other
 
     def check(self) -> None:
         """The merged order is that of one stable sort; the parts say what they should."""
         tokens, rounds = self.buckets.shape[-1], self.config.num_hashes
-        slots = torch.arange(tokens).expand(1, HEADS, rounds, -1)
-        of_round = torch.arange(rounds).view(rounds, 1).expand_as(slots)
-        merged = merged_positions(self.pool, self.base, self.tail, self.tail.slots(self.base), of_round, slots)[0]
+        lanes = torch.arange(HEADS * rounds).unsqueeze(0)
+        merged = merged_positions(self.pool, self.base, self.tail, lanes, torch.zeros_like(lanes), tokens + 2)[0]
         expected = torch.sort(self.buckets, dim=-1, stable=True).indices
-        torch.testing.assert_close(merged, expected, rtol=0, atol=0)
-        assert int(self.base.tokens + self.tail.tokens) == tokens
-        assert (self.tail.buckets[..., int(self.tail.tokens) :] == EMPTY).all()
+        torch.testing.assert_close(merged[:, :tokens].view_as(expected), expected, rtol=0, atol=0)
+        assert (merged[:, tokens:] == ABSENT).all()
+        assert (self.tail.buckets[..., self.tail_tokens :] == EMPTY).all()
+        assert (self.tail.slots[..., self.tail_tokens :] >= NOWHERE).all()
         self.pool.check(self.pool_pages())
 
     def pool_pages(self) -> list[int]:
@@ -101,9 +106,11 @@ class Index:
         return torch.tensor(self.pool.allocate(self.pool.layout.order_pages(tokens)))
 
     def _set_base(self, offsets: torch.Tensor, tokens: int, pages: torch.Tensor) -> None:
-        self.base = Base(torch.tensor([0]), torch.tensor([tokens]), offsets[None], pages[None])
+        self.pages = pages
+        order_bases = self.pool.layout.order_bases(pages)
+        self.base = Base(torch.tensor([0]), torch.tensor([tokens]), offsets[None], order_bases[None])
         empty = torch.full((1, HEADS, self.config.num_hashes, CAPACITY), EMPTY, dtype=torch.int32)
-        self.tail = Tail(empty, torch.zeros_like(empty), torch.tensor([0]))
+        self.tail = Tail(empty, torch.full_like(empty, NOWHERE))
 
 
 def config(rounds: int = 2, buckets: int = 6, length: int = 4, before: int = 1, **changes: Any) -> ReformerConfig:
@@ -147,7 +154,7 @@ def test_any_interleaving_gives_the_order_of_one_stable_sort(
     left_behind = []
     for number, (step, count) in enumerate(steps):
         if step.startswith("append"):
-            if int(index.tail.tokens) + count > CAPACITY:
+            if index.tail_tokens + count > CAPACITY:
                 index.merge()
             more = random_buckets(settings_, count, seed + 1 + number)
             (index.append if step == "append" else index.append_at_once)(more)
@@ -179,11 +186,11 @@ def test_the_window_is_that_of_a_full_sort(
         rounds, length=length, before=before, attn_layers=layers, local_attn_chunk_length=local_length or 4
     )
     index = Index(settings_, random_buckets(settings_, tokens, seed))
-    place = index.append(random_buckets(settings_, appended, seed + 1))
+    slot = index.append(random_buckets(settings_, appended, seed + 1))
     windows = Windows(settings_, torch.tensor([tokens + appended]))
-    seen = windows.positions(index.pool, index.base, index.tail, place)[0]
+    seen = windows.positions(index.pool, index.base, index.tail, slot)[0]
     for head in range(HEADS):
-        assert seen_tokens(seen[head]) == sorted(lsh_window(index.buckets[head].numpy(), settings_))
+        check_seen(seen[head], index.buckets[head], settings_)
 
 
 @given(st.integers(1, 30), st.integers(0, 6), st.integers(1, 10), st.integers(1, 3), st.integers(0, 2**32))
@@ -197,47 +204,46 @@ def test_many_tokens_at_once_are_as_many_single_ones(
     in_tail, more = random_buckets(settings_, tail, seed + 1), random_buckets(settings_, count, seed + 2)
     one_by_one.append(in_tail)
     at_once.append(in_tail)
-    tails, places = at_once.append_at_once(more)
+    tails, slots = at_once.append_at_once(more)
     for i in range(count):
-        place = one_by_one.append(more[..., i : i + 1])
-        assert torch.equal(place[0], places[i])
-        assert torch.equal(one_by_one.tail.buckets[0], tails.buckets[i])
+        slot = one_by_one.append(more[..., i : i + 1])
+        assert torch.equal(slot[0], slots[i])
         filled = slice(0, tail + i + 1)
-        assert torch.equal(one_by_one.tail.positions[0, ..., filled], tails.positions[i, ..., filled])
-        assert int(tails.tokens[i]) == tail + i + 1
+        assert torch.equal(one_by_one.tail.buckets[0, ..., filled], tails.buckets[i, ..., filled])
+        assert torch.equal(one_by_one.tail.slots[0, ..., filled], tails.slots[i, ..., filled])
+        assert (tails.slots[i, ..., tail + i + 1 :] >= NOWHERE).all()
+    at_once.check()
 
 
 def test_rows_of_one_batch_do_not_touch_each_other() -> None:
     settings_ = config(rounds=3)
     indices = [Index(settings_, random_buckets(settings_, tokens, tokens)) for tokens in (3, 17, 30)]
     pool = indices[0].pool
-    width = max(index.base.order_pages.shape[1] for index in indices)
-    order_pages = torch.zeros(len(indices), width, dtype=torch.long)
+    width = max(len(index.pages) for index in indices)
+    order_bases = torch.zeros(len(indices), width, dtype=torch.long)
     for row, index in enumerate(indices):  # all bases into one pool
-        pages = index.base.order_pages[0]
-        target = pages if index.pool is pool else torch.tensor(pool.allocate(len(pages)))
-        pool.entries.view(PAGES, -1)[target] = index.pool.entries.view(PAGES, -1)[pages]
-        order_pages[row, : len(pages)] = target
+        target = index.pages if index.pool is pool else torch.tensor(pool.allocate(len(index.pages)))
+        pool.entries.view(PAGES, -1)[target] = index.pool.entries.view(PAGES, -1)[index.pages]
+        order_bases[row, : len(target)] = pool.layout.order_bases(target)
     sessions = torch.tensor([2, 0, 1])  # the rows of the tables in which the three are
     offsets = torch.cat([index.base.offsets for index in indices])
     base = Base(
         sessions,
         torch.cat([index.base.tokens for index in indices]),
         torch.empty_like(offsets).index_copy_(0, sessions, offsets),
-        torch.empty_like(order_pages).index_copy_(0, sessions, order_pages),
+        torch.empty_like(order_bases).index_copy_(0, sessions, order_bases),
     )
-    tails = [index.tail for index in indices]
-    tail = Tail(*(torch.cat([getattr(x, name) for x in tails]) for name in ("buckets", "positions", "tokens")))
+    tail = Tail(*(torch.cat([getattr(index.tail, name) for index in indices]) for name in ("buckets", "slots")))
     positions = torch.tensor([index.buckets.shape[-1] for index in indices])
     for step in range(6):
         new = torch.stack([random_buckets(settings_, 1, 100 * step + row)[..., 0] for row in range(len(indices))])
-        tail, place = tail.appended(new, positions)
+        slot = tail.append(base, new, positions - base.tokens)
         positions = positions + 1
-        seen = Windows(settings_, positions).positions(pool, base, tail, place)
+        seen = Windows(settings_, positions).positions(pool, base, tail, slot)
         for row, index in enumerate(indices):
             index.append(new[row].unsqueeze(-1))
             for head in range(HEADS):
-                assert seen_tokens(seen[row, head]) == sorted(lsh_window(index.buckets[head].numpy(), settings_))
+                check_seen(seen[row, head], index.buckets[head], settings_)
 
 
 def test_all_tokens_in_one_bucket() -> None:
@@ -259,6 +265,10 @@ def test_buckets_without_a_token(buckets: int) -> None:
     index.check()
 
 
-def seen_tokens(positions: torch.Tensor) -> list[int]:
-    """Positions, with repetitions, that aren't ABSENT."""
-    return sorted(x for x in positions.flatten().tolist() if x != ABSENT)
+def check_seen(positions: torch.Tensor, buckets: torch.Tensor, config: ReformerConfig) -> None:
+    """What the newest token sees, with repetitions; where there is nothing it is said to see itself."""
+    newest = buckets.shape[-1] - 1
+    expected = sorted(lsh_window(buckets.numpy(), config))
+    assert len(positions) == config.num_hashes * config.lsh_window
+    assert [x for x in sorted(positions.tolist()) if x != newest] == [x for x in expected if x != newest]
+    assert newest in positions

@@ -162,7 +162,7 @@ def test_up_to_the_last_position() -> None:
     naive = NaiveSession(model, token_ids[:50])
     expected = torch.stack([naive.append(token_id) for token_id in token_ids[50:].split(1)])
     for together in (1, 14):
-        with open_session(model, token_ids[:50], page_tokens=7) as session:
+        with open_session(model, token_ids[:50], page_tokens=8) as session:
             found = append(model, session, token_ids[50:], together)
         torch.testing.assert_close(found, expected, rtol=0, atol=3e-5)
 
@@ -264,8 +264,7 @@ def test_decoding_looks_at_no_value() -> None:
     model, sessions = meta_session(3)
     for session in sessions:
         session.reserve(1)
-    rows = torch.arange(3, device="meta")
-    decode_step(model, sessions[0].table, rows, torch.zeros(3, dtype=torch.long, device="meta"), TAIL_TOKENS)
+    decode_step(model, sessions[0].table, torch.zeros(3, dtype=torch.long, device="meta"), TAIL_TOKENS)
     assert sessions[0].table.next_logits.is_meta
 
 

@@ -104,20 +104,21 @@ def test_a_step(model: ReformerModel) -> None:
     plan = plan_for(model, 300)
     pool = pool_for(model, plan, more_pages=100)
     table = SessionTable(model.config, pool, sessions + 1)
-    rows, capacity = torch.arange(sessions), table.tail_capacity
+    steps, capacity = torch.arange(sessions), table.tail_capacity
     with torch.inference_mode():
         document = read_document(model, pool, random_tokens(model, 300))
         opened = [Session(table, document) for _ in range(sessions + 1)]
         for session in opened:
-            session.reserve(128)
-        token_ids = torch.zeros(sessions, dtype=torch.long)
-        sampling = BatchSampling.of([SamplingParams(top_k=5)] * sessions, model.device)
-        seen = torch.zeros(sessions, model.config.vocab_size, dtype=torch.bool)
-        with LiveMemory() as decoding:
-            decode_step(model, table, rows, token_ids, capacity)
-        with LiveMemory() as choosing:
-            sample(table.next_logits[rows], sampling, rows, seen, 20)
+            session.reserve(capacity)
         slice_ids = torch.zeros(extend_tokens(model.config), dtype=torch.long)
+        while opened[-1].tail_tokens + len(slice_ids) < capacity:
+            extend_slice(model, opened[-1], slice_ids)
+        token_ids = torch.zeros(sessions, dtype=torch.long)
+        sampling = BatchSampling.of([SamplingParams(top_k=5, repetition_penalty=1.1)] * sessions, model.device)
+        with LiveMemory() as decoding:
+            decode_step(model, table, token_ids, capacity)
+        with LiveMemory() as choosing:
+            sample(table.next_logits[:sessions], sampling, steps, table.seen_ids[:sessions], 20)
         with LiveMemory() as extending:
             extend_slice(model, opened[-1], slice_ids)
     rows_of_plan = max(sessions, len(slice_ids))

@@ -175,7 +175,7 @@ def test_a_pool_takes_as_many_whole_pages_as_fit() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("heads", "head_size", "rounds", "page_tokens"), [(2, 16, 2, 16), (3, 5, 4, 7), (1, 1, 2, 8)])
+@pytest.mark.parametrize(("heads", "head_size", "rounds", "page_tokens"), [(2, 16, 2, 16), (3, 5, 4, 8), (1, 1, 2, 8)])
 def test_every_address_of_a_page_is_within_it_and_its_own(
     dtype: torch.dtype, heads: int, head_size: int, rounds: int, page_tokens: int
 ) -> None:
@@ -184,14 +184,21 @@ def test_every_address_of_a_page_is_within_it_and_its_own(
     )
     layout = PageLayout(config, dtype, page_tokens)
     pool = PagePool(layout, 3 * layout.page_bytes, torch.device("cpu"))
-    page, head = torch.tensor([2]), torch.arange(heads).view(-1, 1)
-    keys = layout.key_row(page, head, torch.arange(page_tokens)).flatten()
+    pages, head = torch.tensor([0, 2]), torch.arange(heads).view(-1, 1)  # an owner's second page is the pool's third
+    second = torch.arange(page_tokens, 2 * page_tokens)
+    keys = layout.key_row(layout.key_bases(pages)[second >> layout.token_bits], head, second).flatten()
     rows = torch.cat([keys, keys + layout.value_distance])
     assert rows.sort().values.tolist() == list(range(2 * len(pool.rows) // 3, len(pool.rows)))
-    entries = layout.order_entry(page, head.unsqueeze(-1), torch.arange(rounds).view(-1, 1), torch.arange(layout.slots))
+    second, lanes = torch.arange(layout.slots, 2 * layout.slots), torch.arange(heads * rounds).view(-1, 1)
+    entries = layout.order_entry(layout.order_bases(pages)[second >> layout.slot_bits], lanes, second)
     assert len(entries.unique()) == entries.numel()
     assert int(entries.min()) == 2 * len(pool.entries) // 3
     assert int(entries.max()) < len(pool.entries)
+
+
+def test_a_page_of_an_odd_size() -> None:
+    with pytest.raises(ValueError, match="a power of two, but are 7"):
+        PageLayout(small_config(), torch.float32, 7)
 
 
 def test_pages_too_small_for_one_slot_of_all_rounds() -> None:

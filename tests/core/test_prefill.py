@@ -211,11 +211,11 @@ def snapshot(model: ReformerModel, document: Document) -> list[bytes]:
         pages, positions = document.token_pages[layer], torch.arange(tokens)
         slots = torch.arange(tokens)
         for head in range(heads):
-            rows = layout.key_row(pages[positions // layout.tokens], head, positions % layout.tokens)
+            rows = layout.key_row(layout.key_bases(pages)[positions >> layout.token_bits], head, positions)
             parts += [pool.rows[rows], pool.rows[rows + layout.value_distance]]
             for round_ in range(rounds):
-                order_pages = document.order_pages[layer][slots // layout.slots]
-                parts.append(pool.entries[layout.order_entry(order_pages, head, round_, slots % layout.slots)])
+                bases = layout.order_bases(document.order_pages[layer])[slots >> layout.slot_bits]
+                parts.append(pool.entries[layout.order_entry(bases, head * rounds + round_, slots)])
     return [part.contiguous().numpy().tobytes() for part in parts]
 
 

@@ -237,11 +237,12 @@ def test_logprobs_are_the_models_own() -> None:
     sampled = run(logits, sessions, seen=torch.ones(3, 20, dtype=torch.bool), top=4)
     expected = logits.log_softmax(dim=-1)
     torch.testing.assert_close(sampled.logprobs, expected[range(3), sampled.ids])
-    assert sampled.top_ids.tolist() == expected.argsort(dim=-1, descending=True)[:, :4].tolist()
-    torch.testing.assert_close(sampled.top_logprobs, expected.gather(-1, sampled.top_ids))
-    assert run(logits, sessions, top=20).top_ids.shape == (3, 20)
-    assert run(logits[:, :5], sessions, top=20).top_ids.shape == (3, 5)
-    assert run(logits, sessions).top_ids.shape == (3, 0)
+    top_ids, top_logprobs = sampled.top
+    assert top_ids.tolist() == expected.argsort(dim=-1, descending=True)[:, :4].tolist()
+    torch.testing.assert_close(top_logprobs, expected.gather(-1, top_ids))
+    assert run(logits, sessions, top=20).top[0].shape == (3, 20)
+    assert run(logits[:, :5], sessions, top=20).top[0].shape == (3, 5)
+    assert run(logits, sessions).top == ()
 
 
 @pytest.mark.parametrize("values", [{}, {"temperature": 0.0}, {"top_k": 3, "top_p": 0.5, "min_p": 0.1}])
@@ -253,7 +254,7 @@ def test_runs_without_looking_at_a_value(values: dict[str, Any]) -> None:
     sampled = sample(torch.zeros(4, 30, device=meta), batch, torch.zeros(4, dtype=torch.long, device=meta), seen, 2)
     assert (sampled.ids.shape, sampled.ids.dtype) == ((4,), torch.int64)
     assert (sampled.logprobs.shape, sampled.logprobs.dtype) == ((4,), torch.float32)
-    assert (sampled.top_ids.shape, sampled.top_logprobs.shape) == ((4, 2), (4, 2))
+    assert [x.shape for x in sampled.top] == [(4, 2), (4, 2)]
 
 
 def test_the_global_random_state_is_untouched() -> None:

@@ -77,12 +77,11 @@ def check_order(model: ReformerModel, session: Session, token_ids: torch.Tensor)
     assert isinstance(attention, LSHAttention)
     query_key, _ = attention.project(model.embed(token_ids, torch.arange(len(token_ids)))[None])
     buckets = attention.hash(query_key)  # [1, H, R, n]
-    rounds = torch.arange(buckets.shape[2]).view(-1, 1).expand_as(buckets)
-    slots = torch.arange(len(token_ids)).expand_as(buckets)
-    row = SessionRows(session.table, torch.tensor([session.row]))
-    base, tail = row.base(0), row.tail(0, TAIL_TOKENS)
-    merged = merged_positions(session.table.pool, base, tail, tail.slots(base), rounds, slots)
-    assert torch.equal(merged, torch.sort(buckets, dim=-1, stable=True).indices)
+    table, row = session.table, session.row
+    base, tail = SessionRows(table, torch.tensor([row])).base(0), table.tail(0, slice(row, row + 1))
+    lanes = torch.arange(buckets.shape[1] * buckets.shape[2]).unsqueeze(0)
+    merged = merged_positions(table.pool, base, tail, lanes, torch.zeros_like(lanes), len(token_ids))
+    assert torch.equal(merged.view_as(buckets), torch.sort(buckets, dim=-1, stable=True).indices)
 
 
 @pytest.mark.parametrize("appended", [0, 5, TAIL_TOKENS, TAIL_TOKENS + 3])
@@ -237,3 +236,31 @@ def test_a_full_tail_is_decoded_with_its_full_capacity() -> None:
         assert session.tail_tokens == 1
         assert session.base_tokens == 20 + 2 * TAIL_TOKENS
     torch.testing.assert_close(found, last_rows(model, token_ids, 20), rtol=0, atol=1e-5)
+
+
+def test_the_sessions_of_a_step_move_to_the_first_rows() -> None:
+    """Whatever lies there changes places with them, and nobody notices."""
+    model = tiny_model()
+    pool = tiny_pool(model)
+    document = read_document(model, pool, random_tokens(model, 30))
+    table = SessionTable(model.config, pool, 5, TAIL_TOKENS)
+    sessions = [Session(table, document) for _ in range(5)]
+    texts = [random_tokens(model, 20, seed) for seed in range(5)]
+    for session, text in zip(sessions, texts, strict=True):
+        append(model, session, text[:10], 10)
+    sessions[0].close()  # a row to be moved into
+    for pair in ((4, 2), (1, 3), (2, 1, 3), (4, 1), (3,)):
+        step = [sessions[number] for number in pair]
+        at = [session.length - 30 for session in step]
+        decode(model, step, torch.stack([texts[number][place] for number, place in zip(pair, at, strict=True)]))
+        assert {session.row for session in step} == set(range(len(step)))
+        assert len({session.row for session in sessions[1:]}) == 4
+    for number in range(1, 5):
+        session = sessions[number]
+        with Session(table, document) as alone:
+            expected = append(model, alone, texts[number][: session.length - 30], 1)[-1]
+            torch.testing.assert_close(table.next_logits[session.row], expected, rtol=0, atol=1e-5)
+        session.close()
+    assert table.free_rows == 5
+    document.close()
+    pool.check([])

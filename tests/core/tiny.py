@@ -62,8 +62,9 @@ def decode(model: ReformerModel, sessions: list[Session], token_ids: torch.Tenso
         if session.tail_tokens == table.tail_capacity:
             session.merge_tail()
     capacity = tail_capacity_for(max(session.tail_tokens for session in sessions) + 1, table.tail_capacity)
+    table.arrange(sessions)
     rows = torch.tensor([session.row for session in sessions])
-    decode_step(model, table, rows, token_ids, capacity)
+    decode_step(model, table, token_ids[rows.argsort()], capacity)
     for session in sessions:
         session.appended(1)
     return table.next_logits[rows]
