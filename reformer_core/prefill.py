@@ -78,11 +78,11 @@ class Prefill:
         token_pages, order_pages, state_pages = self._pages_by_use()
         state = DocumentState.empty(config, model.dtype, model.device)
         stream1 = torch.empty(n, config.hidden_size, dtype=model.dtype, device=model.device)
+        stream2 = torch.empty_like(stream1)
         for part in parts(n, self._step):
             positions = torch.arange(part.start, part.stop, device=model.device)
-            stream1[part] = model.embed(self._token_ids[part].long().to(model.device), positions)
+            stream1[part] = stream2[part] = model.embed(self._token_ids[part].long().to(model.device), positions)
             yield
-        stream2 = stream1.clone()
         seen = {"lsh": 0, "local": 0}  # layers of each kind
         for kind, layer in zip(config.attn_layers, model.reversible_layers, strict=True):
             index = seen[kind]

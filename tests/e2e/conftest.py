@@ -1,50 +1,17 @@
 """A real server in a process of its own, on the real engine and a tiny random model of a million positions."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.serving import ServerProcess, serving
 from reformer_client import Client
 from reformer_core import ReformerConfig, ReformerModel, save_model
 from reformer_core.tokenizers import ByteTokenizer
-
-START_SECONDS = 60
-
-
-@dataclass
-class ServerProcess:
-    """`reformer serve`, started."""
-
-    process: subprocess.Popen[str]
-    port: int
-    metrics_port: int
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def metrics(self) -> dict[str, float]:
-        """All series and their values now."""
-        url = f"http://127.0.0.1:{self.metrics_port}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as response:
-            lines = response.read().decode().splitlines()
-        pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
-        return {name: float(value) for name, _, value in pairs}
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Sends the signal and returns the exit code."""
-        self.process.send_signal(number)
-        return self.process.wait(timeout=30)
 
 
 @pytest.fixture(scope="session")
@@ -73,46 +40,17 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def reformer(*arguments: str | Path) -> list[str]:
-    """A command line of the installed program."""
-    program = "from reformer_client.cli import main; main()"
-    return [sys.executable, "-c", program, *map(str, arguments)]
-
-
 @pytest.fixture(scope="session")
 def serve(model_directory: Path) -> Iterator[Callable[..., ServerProcess]]:
     """Starts servers; those that a test leaves behind are stopped at the end."""
-    processes = []
+    with ExitStack() as servers:
 
-    def start(*arguments: str | Path) -> ServerProcess:
-        command = reformer(
-            "serve",
-            "--model",
-            model_directory,
-            "--port",
-            "0",
-            "--metrics-port",
-            "0",
-            "--dtype",
-            "float32",
-            "--json",
-            *arguments,
-        )
-        # One thread: so small a model has nothing for a second one, which would only wait for a core of its own.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-        processes.append(process)
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line, f"the server ended with exit code {process.wait()}"
-        facts = json.loads(line)
-        return ServerProcess(process, facts["port"], facts["metrics_port"])
+        def start(*arguments: str | Path) -> ServerProcess:
+            options = ("--model", model_directory, "--dtype", "float32", *arguments)
+            # One thread: so small a model has nothing for a second one, which would only wait for a core of its own.
+            return servers.enter_context(serving(*options, threads=1))
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        yield start
 
 
 @pytest.fixture(scope="session")

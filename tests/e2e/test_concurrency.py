@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.serving import ServerProcess
 from reformer_client import Client, Progress
-from tests.e2e.conftest import ServerProcess, until
+from tests.e2e.conftest import until
 
 TEXT = (Path(__file__).parents[2] / "examples" / "emma.txt").read_bytes()[:200_000]
 

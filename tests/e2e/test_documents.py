@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.serving import ServerProcess
 from reformer_client import Client, FinishReason, NotFoundError, Progress
 from reformer_client.messages import Sampling
-from tests.e2e.conftest import ServerProcess
 
 EMMA = Path(__file__).parents[2] / "examples" / "emma.txt"
 GREEDY = Sampling(temperature=0.0, max_tokens=24)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from benchmarks.duplication_task import SEPARATOR, sequences
+from benchmarks.serving import ServerProcess
 from reformer_client import Client
 from reformer_core.checkpoint.loading import load_config
-from tests.e2e.conftest import ServerProcess
 
 MODEL = Path(__file__).parents[1] / "data" / "duplication"
 MAX_TOKENS = load_config(MODEL).max_tokens

@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.serving import ServerProcess, reformer
 from reformer_client import AsyncClient, Client, ContentType, ImageCompletions, InvalidArgumentError, Progress
 from reformer_core import PixelTokenizer, ReformerConfig, ReformerModel, save_model
-from tests.e2e.conftest import ServerProcess, reformer, until
+from tests.e2e.conftest import until
 
 HEIGHT, WIDTH = 6, 4
 ROW = WIDTH * 3

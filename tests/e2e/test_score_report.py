@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from benchmarks.serving import ServerProcess
 from reformer_client import Client, Scores
 from reformer_client.scores import float32_view, uint32_view
 from reformer_core import embedded_model_path
 from tests.client.scored import scores_of
 from tests.e2e.chromium import PROGRAM, Visit, running_chromium
-from tests.e2e.conftest import ServerProcess
 
 pytestmark = [
     pytest.mark.skipif(

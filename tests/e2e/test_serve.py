@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
+from benchmarks.serving import ServerProcess
 from reformer_client import Client, UnavailableError
-from tests.e2e.conftest import ServerProcess
 
 
 def test_clean_stop(serve: Callable[..., ServerProcess]) -> None:
