@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from reformer_core.incremental import decode_step, tail_capacity_for
+from reformer_core.decode_graphs import DecodeSteps
+from reformer_core.incremental import tail_capacity_for
 from reformer_core.requests import Resources
 from reformer_core.sampling import BatchSampling, sample
 from reformer_core.sampling_params import SamplingParams
@@ -27,6 +28,7 @@ class Decoding:
 
     def __init__(self, resources: Resources) -> None:
         self._model, self._table = resources.model, resources.table
+        self._steps = DecodeSteps(resources.model, resources.table)
         self._params: list[SamplingParams] = []
         self._sampling = BatchSampling.of(self._params, resources.model.device)  # of the latest batch, often the next
 
@@ -65,8 +67,7 @@ class Decoding:
             session.reserve(1)
         longest = max(session.tail_tokens for session in sessions)
         capacity = tail_capacity_for(longest + 1, self._table.tail_capacity)
-        ids = torch.tensor([request.last_id for request in batch], device=self._model.device)
-        decode_step(self._model, self._table, ids, capacity)
+        self._steps.take([request.last_id for request in batch], capacity)
         for session in sessions:
             session.appended(1)
 

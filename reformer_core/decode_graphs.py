@@ -1,0 +1,58 @@
+"""Decode steps on a GPU as CUDA graphs: hundreds of small kernels, launched as one.
+
+A step has fixed shapes and looks at no value, so that what was recorded once can be repeated for any sessions: the
+table's rows, and a buffer for the token ids, are where they were. There is a graph for each pair of batch size and tail
+capacity; a smaller batch isn't padded, for the rows after it are other sessions'. On a CPU the step simply runs.
+
+Not yet measured on a GPU.
+"""
+
+import logging
+
+import torch
+
+from reformer_core.incremental import decode_step
+from reformer_core.model import ReformerModel
+from reformer_core.session_table import SessionTable
+
+logger = logging.getLogger(__name__)
+
+
+class DecodeSteps:
+    """Takes decode steps for one model and table, by graphs where the device has them."""
+
+    def __init__(self, model: ReformerModel, table: SessionTable) -> None:
+        self._model, self._table = model, table
+        self._token_ids = torch.zeros(table.sessions, dtype=torch.long, device=model.device)
+        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._use_graphs = model.device.type == "cuda"
+
+    def take(self, token_ids: list[int], tail_capacity: int) -> None:
+        """One step of the first rows, as `decode_step`, which says more."""
+        batch = len(token_ids)
+        on_host = torch.tensor(token_ids, pin_memory=self._use_graphs)
+        self._token_ids[:batch].copy_(on_host, non_blocking=True)
+        if (graph := self._graphs.get((batch, tail_capacity))) is not None:
+            graph.replay()
+            return
+        self._run(batch, tail_capacity)
+        if self._use_graphs:
+            self._record(batch, tail_capacity)
+
+    def _run(self, batch: int, tail_capacity: int) -> None:
+        decode_step(self._model, self._table, self._token_ids[:batch], tail_capacity)
+
+    def _record(self, batch: int, tail_capacity: int) -> None:
+        """Records the step that was just taken, which has warmed the kernels up; recording takes no step."""
+        graph = torch.cuda.CUDAGraph()
+        others = next(iter(self._graphs.values()), None)
+        try:
+            # Graphs are never replayed at the same time, so they can share their scratch memory.
+            with torch.cuda.graph(graph, pool=None if others is None else others.pool()):
+                self._run(batch, tail_capacity)
+        except RuntimeError:  # slower without, but not wrong
+            logger.exception("a decode step of %d sessions can't be recorded; steps run without graphs now", batch)
+            self._use_graphs = False
+            self._graphs.clear()
+        else:
+            self._graphs[batch, tail_capacity] = graph
