@@ -29,7 +29,7 @@ from reformer_core.blocking import Collected
 NAME = "cancellation"
 TOKENS, REPEATS = 131_072, 20
 QUICK_TOKENS, QUICK_REPEATS = 8192, 3
-SPREAD_SECONDS = 0.1  # moments of cancelling are spread over so long, which is several slices
+SPREAD_SECONDS = 0.05  # moments of cancelling are spread over so long, which is several slices
 RUNNING = "reformer_requests_running"
 TOOK = "reformer_cancel_latency_seconds_sum"
 COUNT = "reformer_cancel_latency_seconds_count"

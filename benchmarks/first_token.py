@@ -23,7 +23,7 @@ from reformer_client import Client, Document
 NAME = "first_token"
 LONG_TOKENS, SHORT_TOKENS = 500_000, 5_000
 REPEATS, STREAM_TOKENS = 20, 33
-QUICK_TOKENS, QUICK_SHORT_TOKENS, QUICK_REPEATS = 16_384, 512, 3
+QUICK_TOKENS, QUICK_SHORT_TOKENS, QUICK_REPEATS = 8192, 512, 2
 PROMPTS = {"none": None, "five words": "\n\nEmma was not"}
 MOST_STEPS = 3.0
 
