@@ -5,6 +5,7 @@ from torch import nn
 
 from reformer_core.config import ReformerConfig
 from reformer_core.dropout import dropout
+from reformer_core.linear import Linear
 
 BLOCK_TOKENS = 4096  # large enough for full matrix products, small beside the streams
 
@@ -27,8 +28,8 @@ class FeedForward(nn.Module):
         super().__init__()
         self.dropout_prob = config.hidden_dropout_prob
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.inner = nn.Linear(config.hidden_size, config.feed_forward_size)
-        self.outer = nn.Linear(config.feed_forward_size, config.hidden_size)
+        self.inner = Linear(config.hidden_size, config.feed_forward_size)
+        self.outer = Linear(config.feed_forward_size, config.hidden_size)
         self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, hidden: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:

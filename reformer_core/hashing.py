@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
+from reformer_core.placement import product_dtype
+
 
 def draw_rotations(seed: int, heads: int, head_size: int, rounds: int, factors: Sequence[int]) -> torch.Tensor:
     """Random rotations, float32 [H, D, R, sum(factors) / 2], from a private generator, not the global one."""
@@ -30,7 +32,8 @@ def hash_buckets(query_key: torch.Tensor, rotations: torch.Tensor, factors: Sequ
         int64 [..., H, R, n], from 0 to prod(factors) - 1.
     """
     heads, head_size, rounds, columns = rotations.shape
-    rotated = query_key @ rotations.view(heads, head_size, rounds * columns).to(query_key.dtype)
+    dtype = product_dtype(query_key.dtype, query_key.device)
+    rotated = query_key.to(dtype) @ rotations.view(heads, head_size, rounds * columns).to(dtype)
     rotated = rotated.unflatten(-1, (rounds, columns))  # [..., H, n, R, columns]
     buckets = torch.zeros(rotated.shape[:-1], dtype=torch.long, device=rotated.device)
     first_column, weight = 0, 1

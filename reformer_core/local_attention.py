@@ -10,6 +10,7 @@ from torch import nn
 
 from reformer_core.config import ReformerConfig
 from reformer_core.dropout import dropout
+from reformer_core.linear import Linear
 from reformer_core.rounds import SlotLayout, attend_rounds
 from reformer_core.window_attention import attend_slots
 
@@ -22,10 +23,10 @@ class LocalAttention(nn.Module):
         self.config = config
         inner = config.num_attention_heads * config.attention_head_size
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.query = nn.Linear(config.hidden_size, inner, bias=False)
-        self.key = nn.Linear(config.hidden_size, inner, bias=False)
-        self.value = nn.Linear(config.hidden_size, inner, bias=False)
-        self.output = nn.Linear(inner, config.hidden_size, bias=False)
+        self.query = Linear(config.hidden_size, inner, bias=False)
+        self.key = Linear(config.hidden_size, inner, bias=False)
+        self.value = Linear(config.hidden_size, inner, bias=False)
+        self.output = Linear(inner, config.hidden_size, bias=False)
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Residual stream [..., n, d] -> queries, keys (scaled) and values, [..., H, n, D]."""
@@ -84,7 +85,7 @@ class LocalAttention(nn.Module):
             nn.functional.pad(query, pad),
             nn.functional.pad(torch.cat([keys[:, history], key], dim=-2), pad),
             nn.functional.pad(torch.cat([values[:, history], value], dim=-2), pad),
-            torch.where(position < 0, end, position).expand(len(query), -1),  # nothing is seen before the beginning
+            torch.where(position < 0, end, position).unsqueeze(0),  # nothing is seen before the beginning
             length=length,
             before=before,
             shared_qk=False,

@@ -14,6 +14,7 @@ from torch import nn
 from reformer_core.config import ReformerConfig
 from reformer_core.dropout import dropout
 from reformer_core.hashing import draw_rotations, hash_buckets
+from reformer_core.linear import Linear
 from reformer_core.rounds import SlotLayout, attend_rounds
 
 
@@ -50,9 +51,9 @@ class LSHAttention(nn.Module):
         self.config = config
         inner = config.num_attention_heads * config.attention_head_size
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.query_key = nn.Linear(config.hidden_size, inner, bias=False)
-        self.value = nn.Linear(config.hidden_size, inner, bias=False)
-        self.output = nn.Linear(inner, config.hidden_size, bias=False)
+        self.query_key = Linear(config.hidden_size, inner, bias=False)
+        self.value = Linear(config.hidden_size, inner, bias=False)
+        self.output = Linear(inner, config.hidden_size, bias=False)
         # The same seed gives the same draw in every layer, as in Hugging Face's model.
         rotations = draw_rotations(
             config.hash_seed or 0,

@@ -16,6 +16,7 @@ from reformer_core.dropout import dropout
 from reformer_core.errors import InvalidTokensError, TooManyTokensError
 from reformer_core.feed_forward import FeedForward
 from reformer_core.head_loss import HEAD_BLOCK_TOKENS, head_loss
+from reformer_core.linear import Linear, linear
 from reformer_core.local_attention import LocalAttention
 from reformer_core.lsh_attention import LSHAttention
 from reformer_core.positions import AxialPositions, PlainPositions
@@ -54,7 +55,7 @@ class ReformerModel(nn.Module):
             for kind in config.attn_layers
         )
         self.final_norm = nn.LayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
-        self.head = nn.Linear(2 * config.hidden_size, config.vocab_size)
+        self.head = Linear(2 * config.hidden_size, config.vocab_size)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=config.initializer_range)
@@ -141,8 +142,7 @@ class ReformerModel(nn.Module):
 
     def logits(self, streams: torch.Tensor) -> torch.Tensor:
         """Both streams side by side, [..., 2 d] -> float32 [..., vocab]."""
-        logits: torch.Tensor = self.head(self.final_norm(streams))
-        return logits.float()
+        return linear(self.final_norm(streams), self.head.weight, self.head.bias).float()
 
     def _streams(self, token_ids: torch.Tensor, start_positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Both streams after the layers: [B, n] -> [B, n, d] each."""

@@ -1,6 +1,7 @@
 """Where the model runs and in which number format: chosen here and nowhere else."""
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -61,6 +62,19 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     return chosen
 
 
+def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The format to compute products in of what is stored as `dtype`: the same, but on CPUs that would crawl.
+
+    That is float32 for float16 on any CPU, and for bfloat16 where the CPU doesn't multiply it natively: without such
+    instructions products are a hundred times slower than in float32. Weights, pages and streams stay as they are
+    stored; only what is multiplied is converted, a block at a time.
+    """
+    if device.type == "cpu" and dtype.itemsize == 2 and not (dtype == torch.bfloat16 and cpu_multiplies_bfloat16()):
+        return torch.float32
+    return dtype
+
+
+@lru_cache  # asked for every product
 def cpu_multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions that multiply bfloat16."""
     capabilities = torch.cpu.get_capabilities()

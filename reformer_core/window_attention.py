@@ -12,6 +12,7 @@ import math
 import torch
 
 from reformer_core.dropout import dropout
+from reformer_core.placement import product_dtype
 
 FUTURE = -1e9  # logit of a key after the query, and of padding
 SELF = -1e5  # logit of the query's own key in shared-QK attention: only if there is nothing else (paper, section 2)
@@ -80,6 +81,8 @@ def attend_slots(
     Returns:
         out [..., c L, D] and the log-sum-exp [..., c L].
     """
+    stored = value.dtype
+    query, key, value = _for_products(query, key, value)
     query, key_windows, value_windows, behind, ahead = _chunked(query, key, value, position, length, before)
     if dropout_prob == 0 and query.device.type == "cpu":
         mask = _additive_mask(behind, ahead, shared_qk, query.dtype)
@@ -93,17 +96,9 @@ def attend_slots(
             out = torch.where(alone.unsqueeze(-1), own_value * own_weight.unsqueeze(-1), out)
             log_sum_exp = torch.where(alone, own_log_sum_exp, log_sum_exp)
     else:
-        out, log_sum_exp = attend(
-            query,
-            key_windows,
-            value_windows,
-            behind,
-            ahead,
-            shared_qk=shared_qk,
-            dropout_prob=dropout_prob,
-            generator=generator,
-        )
-    return out.flatten(-3, -2), log_sum_exp.flatten(-2)
+        windows = (query, key_windows, value_windows, behind, ahead)
+        out, log_sum_exp = attend(*windows, shared_qk=shared_qk, dropout_prob=dropout_prob, generator=generator)
+    return out.flatten(-3, -2).to(stored), log_sum_exp.flatten(-2)
 
 
 def attend_slots_backward(
@@ -127,7 +122,8 @@ def attend_slots_backward(
     is exp(logit - log_sum_exp), and its gradient needs of the other rounds only these two. So rounds can be
     taken one after the other, here as in the forward pass.
     """
-    flat_query = query
+    stored, flat_query = query.dtype, query
+    grad_out, query, key, value, out = _for_products(grad_out, query, key, value, out)
     query, key_windows, value_windows, behind, ahead = _chunked(query, key, value, position, length, before)
     grad_out, out = (x.unflatten(-2, (-1, length)) for x in (grad_out, out))
     log_sum_exp = log_sum_exp.unflatten(-1, (-1, length))
@@ -164,11 +160,13 @@ def attend_slots_backward(
         grad_logits = (weights * (grad_weights - delta)).masked_fill(logits <= SELF, 0).to(query.dtype)
         grad_query = grad_logits @ key_windows
         grad_key = grad_logits.transpose(-1, -2) @ query
-    return (
-        grad_query.reshape(flat_query.shape),
-        _fold(grad_key, length, before),
-        _fold(grad_value, length, before),
-    )
+    grad_key, grad_value = (_fold(x, length, before).to(stored) for x in (grad_key, grad_value))
+    return grad_query.reshape(flat_query.shape).to(stored), grad_key, grad_value
+
+
+def _for_products(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """In the format that the device multiplies; a window's tokens at a time, so that little is held in it."""
+    return tuple(x.to(product_dtype(x.dtype, x.device)) for x in tensors)
 
 
 def _masked_logits(

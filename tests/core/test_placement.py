@@ -7,7 +7,7 @@ import torch
 
 from reformer_core import load_model, save_model
 from reformer_core.errors import InvalidParameterError
-from reformer_core.placement import choose_device, choose_dtype
+from reformer_core.placement import choose_device, choose_dtype, cpu_multiplies_bfloat16, product_dtype
 from tests.core.models import random_model, small_config
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -61,7 +61,20 @@ def test_auto_takes_bfloat16_on_a_cpu_that_multiplies_it(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, Any], expected: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr("reformer_core.placement.cpu_multiplies_bfloat16", cpu_multiplies_bfloat16.__wrapped__)
     assert choose_dtype("auto", CPU) is expected
+    assert product_dtype(torch.bfloat16, CPU) is expected
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_what_products_are_computed_in(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    monkeypatch.setattr("reformer_core.placement.cpu_multiplies_bfloat16", lambda: native)
+    assert product_dtype(torch.bfloat16, CPU) is (torch.bfloat16 if native else torch.float32)
+    assert product_dtype(torch.float16, CPU) is torch.float32
+    for dtype in (torch.float32, torch.float64):
+        assert product_dtype(dtype, CPU) is dtype
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert product_dtype(dtype, CUDA) is product_dtype(dtype, torch.device("meta")) is dtype
 
 
 def test_this_cpu_is_asked_without_an_error() -> None:

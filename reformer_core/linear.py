@@ -1,0 +1,26 @@
+"""Linear layers that compute in the format that the device multiplies, whatever their weights are stored in."""
+
+import torch
+from torch import nn
+
+from reformer_core.placement import product_dtype
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x W^T + b: [..., in], [out, in] and [out] -> [..., out], in the `product_dtype` of the weight.
+
+    The converted weight is not kept: a slice of tokens shares it, and in time it is little beside its product.
+    """
+    dtype = product_dtype(weight.dtype, weight.device)
+    if dtype == weight.dtype:
+        return nn.functional.linear(x, weight, bias)
+    return nn.functional.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+class Linear(nn.Linear):
+    """torch's layer, computed by `linear`; what comes out is in the weight's format, or in autocast's."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in] -> [..., out]."""
+        out = linear(x, self.weight, self.bias)
+        return out if product_dtype(self.weight.dtype, self.weight.device) == self.weight.dtype else out.to(x.dtype)
