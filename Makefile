@@ -4,10 +4,14 @@
 BIN   := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help venv proto format lint test demo wheel clean
+# What claims something about speed or memory. LONG= leaves those out that take an hour or more.
+BENCHMARKS := decode_context streams score_length where_time_goes first_token cancellation neighbours
+LONG       := train_memory million_tokens
+
+.PHONY: help venv proto format lint test demo bench bench-quick wheel clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 13
 
 venv: $(STAMP) ## create .venv with everything that development needs, at tested versions
 
@@ -50,6 +54,12 @@ test: lint ## lint and all tests: what CI runs
 
 demo: $(STAMP) ## start a server, upload a novel, score it and continue it
 	$(BIN)/python examples/demo.py
+
+bench: $(STAMP) ## measure speed and memory: half an hour, then some hours for what is long; LONG= leaves that out
+	@for name in $(BENCHMARKS) $(LONG); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+bench-quick: $(STAMP) ## the same with short texts and small models, in minutes: to see that all of it works
+	@for name in $(BENCHMARKS) $(LONG); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 wheel: $(STAMP) ## build the wheel into dist/
 	rm -rf build

@@ -22,27 +22,27 @@ Step = Callable[[int], torch.Tensor]
 
 
 def load_transformers(directory: Path, dtype: torch.dtype) -> transformers.ReformerModelWithLMHead:
-    """transformers' model of a checkpoint whose `hash_seed` is set, for inference.
+    """transformers' model of a checkpoint whose `hash_seed` is set, for inference, which is the mode it comes in.
 
     Without a seed, transformers would hash each new token by other rotations than the cached ones.
     """
-    model = transformers.ReformerModelWithLMHead.from_pretrained(directory).to(
-        dtype
-    )  # `dtype=` would leave some float32
+    model: transformers.ReformerModelWithLMHead = transformers.ReformerModelWithLMHead.from_pretrained(directory)
     assert model.config.hash_seed is not None
-    return model.eval().requires_grad_(False)
+    model.to(dtype)  # type: ignore[arg-type]  # `from_pretrained(dtype=…)` would leave the position embeddings as they are
+    model.requires_grad_(False)
+    return model
 
 
 @torch.inference_mode()
 def transformers_cache(model: ReformerModel, token_ids: torch.Tensor, dtype: torch.dtype) -> ReformerDynamicCache:
     """The cache that transformers' forward pass over token ids int64 [n] leaves, computed by our layers.
 
-    Its own pass needs 25 kB a token and layer while it runs; ours is equal but for rounding. n has to be a multiple of
+    Its own pass holds all windows of a layer at once; ours is equal but for rounding. n has to be a multiple of
     the chunk lengths, so that nothing is padded.
     """
     config = model.config
     assert len(token_ids) % config.chunk_multiple == 0
-    states: list[tuple[torch.Tensor | None, torch.Tensor]] = []
+    states: list[tuple[torch.Tensor, torch.Tensor]] = []  # buckets, none for local layers, and hidden states
     stream1 = model.embed(token_ids[None], torch.arange(len(token_ids)))
     stream2 = stream1.clone()
     for layer in model.reversible_layers:
@@ -55,8 +55,8 @@ def transformers_cache(model: ReformerModel, token_ids: torch.Tensor, dtype: tor
             offsets = torch.arange(config.num_hashes).unsqueeze(-1) * config.total_buckets  # a round has its own
             states.append((buckets.long() + offsets, cached))
         else:
-            states.append((None, cached))
-    return ReformerDynamicCache.from_legacy_cache(tuple(states))
+            states.append((torch.empty(0), cached))
+    return ReformerDynamicCache(states)
 
 
 def transformers_step(model: transformers.ReformerModelWithLMHead, cache: ReformerDynamicCache) -> Step:
