@@ -38,6 +38,7 @@ class LSHPass:
         self._attention, self._config, self._pool, self._tokens = attention, config, pool, tokens
         self._key_bases, self._order_pages = pool.layout.key_bases(token_pages.to(device)), order_pages
         self._step = slice_tokens(config)
+        self._head_step = self._step * heads  # of one head, which is so much less work
         self.out = torch.zeros(tokens, heads * head_size, dtype=dtype, device=device)
         self.offsets = torch.zeros(heads, rounds, config.total_buckets + 1, dtype=torch.int32, device=device)
         self._norms = torch.empty(heads, tokens, dtype=torch.float32, device=device)
@@ -83,18 +84,15 @@ class LSHPass:
         sums = _Rounds(self.out.unflatten(-1, (self._config.num_attention_heads, -1))[:, head], len(order))
         ring = order.flatten()
         for round_ in range(len(order)):
-            for part in parts(order.shape[-1], max(self._step // length, 1) * length):
+            for part in parts(order.shape[-1], max(self._head_step // length, 1) * length):
                 real = min(part.stop, self._tokens) - part.start  # the rest is padding, last in its round
                 if real > 0:
                     start = round_ * order.shape[-1] + part.start
                     seen = torch.arange(start - before * length, start + part.stop - part.start, device=ring.device)
                     window = ring[seen % len(ring)]
                     out, log_sum_exp = self._attend_window(head, window, length, before)
-                    sums.add(window[before * length :][:real], out[:real], log_sum_exp[:real])
+                    sums.add(round_, window[before * length :][:real], out[:real], log_sum_exp[:real])
                 yield
-        for part in parts(self._tokens, self._step):
-            sums.finish(part)
-            yield
 
     def _attend_window(
         self, head: int, window: torch.Tensor, length: int, before: int
@@ -117,27 +115,26 @@ class LSHPass:
 
 
 class _Rounds:
-    """The running combination of one head's rounds, in place; with one round there is nothing to combine."""
+    """The running combination of one head's rounds, in place. Each round has each token once: the last one ends it."""
 
     def __init__(self, out: torch.Tensor, rounds: int) -> None:
         """Sums up in out [n, D]."""
-        self._out, self._many = out, rounds > 1
-        size = len(out) if self._many else 0
-        self._peak = torch.full((size,), -torch.inf, device=out.device)
-        self._total = torch.zeros(size, device=out.device)
+        self._out, self._last = out, rounds - 1
+        size = len(out) if rounds > 1 else 0
+        self._peak = torch.empty(size, device=out.device)
+        self._total = torch.empty(size, device=out.device)
 
-    def add(self, positions: torch.Tensor, out: torch.Tensor, log_sum_exp: torch.Tensor) -> None:
-        """Outputs [m, D] and log-sum-exps [m] of one round at positions int64 [m]."""
-        if not self._many:
-            self._out[positions] = out
-            return
-        self._out[positions], self._peak[positions], self._total[positions] = combine(
-            self._out[positions], self._peak[positions], self._total[positions], out, log_sum_exp
-        )
-
-    def finish(self, part: slice) -> None:
-        """Divides by the total weight, rounded as in `CombinedRounds.finish`."""
-        if self._many:
-            peak = self._peak[part]
-            share = torch.exp(peak - (peak + self._total[part].log()))
-            self._out[part] = (self._out[part] * share.unsqueeze(-1)).to(self._out.dtype)
+    def add(self, round_: int, positions: torch.Tensor, out: torch.Tensor, log_sum_exp: torch.Tensor) -> None:
+        """Outputs [m, D] and log-sum-exps [m] of a round at positions int64 [m]."""
+        if self._last > 0:
+            peak, total = log_sum_exp, torch.ones_like(log_sum_exp)
+            if round_ > 0:
+                before = (x.index_select(0, positions) for x in (self._out, self._peak, self._total))
+                out, peak, total = combine(*before, out, log_sum_exp)
+            if round_ < self._last:
+                self._peak.index_copy_(0, positions, peak)
+                self._total.index_copy_(0, positions, total)
+            else:  # divided by the total weight, rounded as in `CombinedRounds.finish`
+                share = torch.exp(peak - (peak + total.log()))
+                out = (out * share.unsqueeze(-1)).to(out.dtype)
+        self._out.index_copy_(0, positions, out)

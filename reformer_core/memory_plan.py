@@ -19,11 +19,13 @@ from reformer_core.errors import OutOfMemoryError
 from reformer_core.head_loss import HEAD_BLOCK_TOKENS
 from reformer_core.model import ReformerModel
 from reformer_core.pages import PageLayout, PagePool
+from reformer_core.placement import product_dtype
 from reformer_core.session_table import SessionTable, tail_capacity
 from reformer_core.slicing import extend_tokens, slice_tokens
 
 # So many workspaces, each a quarter of the one before: a document waits only for those less than four times as long.
 WORKSPACES, WORKSPACE_RATIO = 4, 4
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,12 @@ class MemoryPlan:
     dtype: torch.dtype
     tokens: int
     """Length of a document."""
+    device: torch.device = CPU
+    """Where it runs: what is multiplied may have to be converted there, see `placement.product_dtype`."""
 
     @classmethod
     def longest_within(
-        cls, memory_bytes: int, config: ReformerConfig, dtype: torch.dtype, sessions: int
+        cls, memory_bytes: int, config: ReformerConfig, dtype: torch.dtype, sessions: int, device: torch.device = CPU
     ) -> "MemoryPlan":
         """The plan for the longest document that an engine with so much memory and so many sessions can serve.
 
@@ -46,13 +50,13 @@ class MemoryPlan:
         """
 
         def needed(tokens: int) -> int:
-            plan = cls(config, dtype, tokens)
+            plan = cls(config, dtype, tokens, device)
             return plan.fixed_bytes(sessions) + plan.page_bytes + plan.tail_bytes
 
         if needed(1) > memory_bytes:
             raise OutOfMemoryError(needed(1), memory_bytes, fits_when_idle=False)
         lengths = range(1, config.max_tokens + 1)
-        return cls(config, dtype, bisect.bisect_right(lengths, memory_bytes, key=needed))
+        return cls(config, dtype, bisect.bisect_right(lengths, memory_bytes, key=needed), device)
 
     @property
     def layout(self) -> PageLayout:
@@ -90,12 +94,20 @@ class MemoryPlan:
         c, n, item = self.config, self.tokens, self.dtype.itemsize
         m = min(n, slice_tokens(c))
         streams = 2 * n * c.hidden_size * item + 4 * n  # and the token ids
-        logits = 8 if self.dtype == torch.float32 else 8 + item  # as computed, and in float32, and log-probabilities
-        head = min(n, HEAD_BLOCK_TOKENS) * (c.vocab_size * logits + 4 * c.hidden_size * item)
-        feed_forward = m * (2 * c.feed_forward_size + c.hidden_size) * item
+        converted, width, inner = self._converted_item, c.hidden_size, c.num_attention_heads * c.attention_head_size
+        block = min(n, HEAD_BLOCK_TOKENS)
+        logits = 8 if self._product_item == 4 else 8 + item  # as computed, and in float32, and log-probabilities
+        head = block * (c.vocab_size * logits + 4 * width * item)
+        if converted:
+            computing = block * (4 * c.vocab_size + 4 * width * item + 2 * width * converted)
+            head = max(head, computing + 2 * width * c.vocab_size * converted)
+        feed_forward = m * (c.feed_forward_size * (2 * item + converted) + width * (item + converted))
+        feed_forward += c.feed_forward_size * width * converted
+        project = m * (width + 3 * inner) * (item + converted) + width * inner * converted
+        slices = max(feed_forward, project) if converted else feed_forward
         layers = [streams + 4 * n + head]  # with the scores
         if "local" in c.attn_layers:
-            layers.append(streams + max(m * self._local_token_bytes, feed_forward))
+            layers.append(streams + max(m * self._local_token_bytes, slices))
         if "lsh" in c.attn_layers:
             out = n * c.num_attention_heads * c.attention_head_size * item
             bucket = 2 if c.total_buckets <= 2**15 else 4
@@ -103,8 +115,9 @@ class MemoryPlan:
             orders = n * (8 * c.num_hashes + (8 if c.num_hashes > 1 else 0))  # one head's, and its running softmax
             sorting = n * (8 + 8 + bucket)  # one round's order once more, and the sorted buckets
             kept = streams + out + hashes
-            layers.append(kept + max(m * self._hash_token_bytes, feed_forward))
-            layers.append(kept + orders + max(m * self._lsh_token_bytes, sorting))
+            layers.append(kept + max(m * self._hash_token_bytes, slices))
+            of_head = min(n, m * c.num_attention_heads)
+            layers.append(kept + orders + max(of_head * self._lsh_token_bytes, sorting))
         return max(layers)
 
     @property
@@ -139,6 +152,16 @@ class MemoryPlan:
         serving = self.session_bytes + self.step_bytes(sessions=1)
         return self.weights_bytes + self.document_bytes + self.workspace_bytes + serving
 
+    @property
+    def _product_item(self) -> int:
+        """Bytes of a number that is multiplied."""
+        return product_dtype(self.dtype, self.device).itemsize
+
+    @property
+    def _converted_item(self) -> int:
+        """The same, if it has to be converted for that; else 0."""
+        return self._product_item if self._product_item != self.dtype.itemsize else 0
+
     # What a token of a slice takes at most while it is worked on, in parts of a layer.
 
     @property
@@ -147,26 +170,30 @@ class MemoryPlan:
         c, item = self.config, self.dtype.itemsize
         rotated = sum(c.bucket_factors) // 2 + 3 * max(c.bucket_factors) // 2
         heads, size = c.num_attention_heads, c.attention_head_size
-        return heads * (c.num_hashes * (rotated * item + 8) + 2 * size * item)
+        vectors = 2 * size * item + size * self._converted_item
+        return heads * (c.num_hashes * (rotated * self._product_item + 8) + vectors)
 
     @property
     def _lsh_token_bytes(self) -> int:
         """One head's mask; keys, values and queries as gathered, and outputs."""
         c, item = self.config, self.dtype.itemsize
-        return c.lsh_window * (item + 1) + 6 * c.attention_head_size * item + 64
+        vectors = c.attention_head_size * (6 * item + 4 * self._converted_item)
+        return c.lsh_window * (self._product_item + 1) + vectors + 64
 
     @property
     def _local_token_bytes(self) -> int:
-        """All heads' masks; queries, keys and values as projected and as padded."""
+        """A mask for all heads; their queries, keys and values as projected and as padded."""
         c, item = self.config, self.dtype.itemsize
-        return c.num_attention_heads * (c.local_window * (item + 1) + 6 * c.attention_head_size * item) + 24
+        vectors = c.attention_head_size * (6 * item + 4 * self._converted_item)
+        return c.local_window * (self._product_item + 1) + c.num_attention_heads * vectors + 24
 
 
 @lru_cache
 def _weights_bytes(config: ReformerConfig, dtype: torch.dtype) -> int:
     with torch.device("meta"):
-        model = ReformerModel(config).to(dtype)
-    return sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
+        model = ReformerModel(config)
+    rotations = sum(buffer.nbytes for buffer in model.buffers())  # float32 always
+    return model.num_parameters * dtype.itemsize + rotations
 
 
 @lru_cache

@@ -94,8 +94,8 @@ class Prefill:
                 lsh = LSHPass(layer.attention, self._pool, own_pages, order_pages[index] if self._keep else None, n)
                 yield from lsh.slices(stream2)
                 for part in parts(n, self._step):
-                    stream1[part] += layer.attention.output(lsh.out[part])
-                    stream2[part] += layer.feed_forward(stream1[part])
+                    stream1[part].add_(layer.attention.output(lsh.out[part]))
+                    stream2[part].add_(layer.feed_forward(stream1[part]))
                     yield
                 state.offsets[index] = lsh.offsets
                 del lsh
@@ -117,8 +117,8 @@ class Prefill:
         """One local layer, attention and feed-forward in one pass: a slice needs only the chunks before it."""
         assert isinstance(layer.attention, LocalAttention)
         for part in parts(len(stream1), self._step):
-            stream1[part] += layer.attention.attend_slice(stream2[part], part.start, keys, values)
-            stream2[part] += layer.feed_forward(stream1[part])
+            stream1[part].add_(layer.attention.attend_slice(stream2[part], part.start, keys, values))
+            stream2[part].add_(layer.feed_forward(stream1[part]))
             yield
 
     def _score(self, stream1: torch.Tensor, stream2: torch.Tensor) -> Iterator[None]:

@@ -1,12 +1,13 @@
 """The memory plan against what runs allocate: within 10 %, on models of different proportions."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from reformer_core import MemoryPlan, ReformerConfig, ReformerModel, SamplingParams
+from reformer_core import MemoryPlan, ReformerConfig, ReformerModel, SamplingParams, load_model, save_model
 from reformer_core.errors import OutOfMemoryError
 from reformer_core.incremental import decode_step, extend_slice
 from reformer_core.pages import PageLayout, PagePool
@@ -32,7 +33,15 @@ MODELS: dict[str, dict[str, Any]] = {
         "axial_pos_embds_dim": (32, 64),
         "vocab_size": 3000,
     },
-    "bfloat16": {"dtype": torch.bfloat16},
+    "bfloat16 where it is multiplied": {"dtype": torch.bfloat16, "native": True},
+    "bfloat16 where it isn't": {"dtype": torch.bfloat16, "native": False},
+    "float16, wide": {
+        "dtype": torch.float16,
+        "hidden_size": 96,
+        "feed_forward_size": 768,
+        "axial_pos_embds_dim": (32, 64),
+        "vocab_size": 3000,
+    },
     "plain positions": {"axial_pos_embds": False},
 }
 
@@ -50,10 +59,12 @@ def served_config(**values: Any) -> ReformerConfig:
 
 
 @pytest.fixture(params=MODELS.values(), ids=MODELS.keys())
-def model(request: pytest.FixtureRequest) -> ReformerModel:
+def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ReformerModel:
     values = dict(request.param)
-    dtype = values.pop("dtype", torch.float32)
-    return random_model(served_config(**values)).to(dtype).requires_grad_(False)
+    dtype, native = values.pop("dtype", torch.float32), values.pop("native", False)
+    monkeypatch.setattr("reformer_core.placement.cpu_multiplies_bfloat16", lambda: native)
+    save_model(random_model(served_config(**values)), tmp_path)
+    return load_model(tmp_path, device="cpu", dtype=dtype).requires_grad_(False)
 
 
 def plan_for(model: ReformerModel, tokens: int = TOKENS) -> MemoryPlan:
