@@ -9,7 +9,7 @@ its own pass over 520K tokens needs more memory than most machines have. What th
 makes no difference to its speed, so they are random.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from time import perf_counter
@@ -30,7 +30,7 @@ from benchmarks.peers import (
     transformers_step,
 )
 from benchmarks.transformer_peer import KeyValueCache
-from reformer_core import Document, Engine, embedded_model_path, load_model
+from reformer_core import Document, Engine, embedded_model_path, load_config, load_model
 
 CONTEXTS, QUICK_CONTEXTS = (4096, 16384, 65536, 262144, 520192), (4096, 16384)
 PEER_CONTEXTS = (4096, 65536, 520192)
@@ -72,18 +72,27 @@ def measure_merging(engine: Engine, documents: dict[int, Document]) -> dict[int,
     }
 
 
-def peers(context: int, token_ids: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[str, Step]]:
-    """Peers that have read so many tokens, one after the other, so that only one takes memory."""
+def peers(token_ids: torch.Tensor, dtype: torch.dtype) -> dict[str, Callable[[], Step]]:
+    """What builds each peer, token ids int64 [n] read: one at a time, for each takes gigabytes."""
+    found: dict[str, Callable[[], Step]] = {
+        f"transformers, {name}": partial(_transformers, token_ids, getattr(torch, name))
+        for name in ("float32", "bfloat16")
+    }
+    return found | {FULL_ATTENTION: partial(_full_attention, len(token_ids), dtype)}
+
+
+def _transformers(token_ids: torch.Tensor, dtype: torch.dtype) -> Step:
     directory = embedded_model_path()
-    ours = load_model(directory, device="cpu", dtype="float32")
-    for name, theirs in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        cache = transformers_cache(ours, token_ids[:context], theirs)
-        yield f"transformers, {name}", transformers_step(load_transformers(directory, theirs), cache)
-        del cache
-    peer = full_attention_model(ours.config.vocab_size, context + SPARE_TOKENS, dtype)
-    keys_and_values = KeyValueCache(peer.config, context + SPARE_TOKENS, dtype)
-    keys_and_values.fill(context)
-    yield FULL_ATTENTION, full_attention_step(peer, keys_and_values)
+    cache = transformers_cache(load_model(directory, device="cpu", dtype="float32"), token_ids, dtype)
+    return transformers_step(load_transformers(directory, dtype), cache)
+
+
+def _full_attention(context: int, dtype: torch.dtype) -> Step:
+    tokens = context + SPARE_TOKENS
+    peer = full_attention_model(load_config(embedded_model_path()).vocab_size, tokens, dtype)
+    cache = KeyValueCache(peer.config, tokens, dtype)
+    cache.fill(context)
+    return full_attention_step(peer, cache)
 
 
 def compare(engine: Engine, document: Document, peer: str, step: Step, next_ids: Sequence[int]) -> Comparison:
@@ -163,8 +172,8 @@ def main(quick: bool) -> None:
     comparisons = []
     for context in contexts if quick else PEER_CONTEXTS:
         next_ids = token_ids[context : context + SPARE_TOKENS].tolist()
-        for peer, step in peers(context, token_ids, engine.model.dtype):
-            comparisons.append(compare(engine, documents[context], peer, step, next_ids))
+        for peer, built in peers(token_ids[:context], engine.model.dtype).items():
+            comparisons.append(compare(engine, documents[context], peer, built(), next_ids))
             print(peer, f"{context:,}", f"{comparisons[-1].ratio:.1f} ×", flush=True)
     name = "decode_context_quick" if quick else "decode_context"
     found = bars(ours, comparisons)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 ROTARY_BASE = 10_000.0
+RANDOM_TOKENS = 1024
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines
 Cached = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -42,9 +43,12 @@ class KeyValueCache:
         self._entries = torch.empty(shape, dtype=dtype)
 
     def fill(self, tokens: int) -> None:
-        """As if so many random tokens had been read: keys and values of the size that layer norms give them."""
+        """As if so many tokens had been read: random keys and values of the size that layer norms give them."""
         self.tokens = tokens
-        self._entries[..., :tokens, :].normal_()
+        entries = self._entries[..., :tokens, :]
+        random = torch.randn_like(entries[..., :RANDOM_TOKENS, :])  # again and again: drawing gigabytes takes minutes
+        for part in entries.split(RANDOM_TOKENS, dim=-2):
+            part.copy_(random[..., : part.shape[-2], :])
 
     def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """New keys and values [1, H, m, D] of a layer -> those of all tokens [1, H, n, D]; count them with `tokens`."""
