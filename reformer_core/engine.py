@@ -75,7 +75,7 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self.max_running, self.max_waiting = max_running, max_waiting
         memory_bytes = available_memory(model.device) // 2 if memory_bytes is None else memory_bytes
-        plan = MemoryPlan.longest_within(memory_bytes, model.config, model.dtype, max_running)
+        plan = MemoryPlan.longest_within(memory_bytes, model.config, model.dtype, max_running, model.device)
         page_bytes = memory_bytes - plan.fixed_bytes(max_running)
         self.pool = PagePool(PageLayout(model.config, model.dtype), page_bytes, model.device)
         self.table = SessionTable(model.config, self.pool, max_running)

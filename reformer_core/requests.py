@@ -41,8 +41,8 @@ class Resources:
     def prefill_needs(self, tokens: int, *, keep_document: bool, leaves_document: bool = False) -> Needs:
         """What reading a sequence takes."""
         pages = Prefill.pages_needed(self.model, self.pool, tokens, keep_document=keep_document)
-        workspace = MemoryPlan(self.model.config, self.model.dtype, tokens).workspace_bytes
-        return Needs(pages, workspace, leaves_document)
+        plan = MemoryPlan(self.model.config, self.model.dtype, tokens, self.model.device)
+        return Needs(pages, plan.workspace_bytes, leaves_document)
 
 
 class Request(ABC):
