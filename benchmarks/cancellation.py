@@ -8,13 +8,13 @@ server's metrics are looked at again and again, until they say that nothing runs
 that it took from the moment when it knew, and how long the slices are that it does at a time, measured in an engine.
 """
 
-import argparse
 import asyncio
 import random
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ import torch
 from benchmarks.bars import Bar, bar_table
 from benchmarks.engines import NOVEL, embedded_engine, read_tokens
 from benchmarks.harness import in_child, markdown_table, save
-from benchmarks.serving import ServerProcess, quantile, serving_embedded
+from benchmarks.serving import ServerProcess, length_options, quantile, serving_embedded
 from reformer_client import AsyncClient, Progress
 from reformer_core.blocking import Collected
 
@@ -39,15 +39,12 @@ Cancel = Callable[[], object]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}", description="Cancelled work stops at once.")
-    parser.add_argument("--tokens", type=int, default=TOKENS, help=f"that are uploaded and scored; default: {TOKENS}")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_TOKENS:,} tokens, to see that all of it runs")
-    options = parser.parse_args(arguments)
-    tokens, repeats = (QUICK_TOKENS, QUICK_REPEATS) if options.quick else (options.tokens, REPEATS)
+    what = "How soon cancelled work stops."
+    name, tokens, quick = length_options(NAME, what, arguments, tokens=TOKENS, quick_tokens=QUICK_TOKENS)
     token_ids = read_tokens(NOVEL, tokens)
     slices = in_child(slice_seconds, token_ids).value
     with serving_embedded(tokens) as server:
-        calls = asyncio.run(measured(server, token_ids.tolist(), repeats))
+        calls = asyncio.run(measured(server, token_ids.tolist(), QUICK_REPEATS if quick else REPEATS))
         looks = [look_seconds(server) for _ in range(20)]
     result = {
         "tokens": tokens,
@@ -55,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "look_seconds": statistics.median(looks),
         "calls": calls,
     }
-    save(NAME, result)
+    save(name, {**result, "bars": [{**asdict(bar), "met": bar.met} for bar in bars(result)]})
     print(tables(result))
 
 

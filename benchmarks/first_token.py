@@ -7,17 +7,17 @@ On the embedded text model, with and without a prompt; the two documents take tu
 decode step, the median gap between its next tokens: what its reader waits for each of those.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
 from benchmarks.bars import Bar, bar_table
 from benchmarks.engines import NOVEL, read_tokens
 from benchmarks.harness import markdown_table, save
-from benchmarks.serving import serving_embedded
+from benchmarks.serving import length_options, serving_embedded
 from reformer_client import Client, Document
 
 NAME = "first_token"
@@ -33,15 +33,12 @@ Wait = tuple[float, float]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}", description="The first token's wait.")
-    parser.add_argument("--tokens", type=int, default=LONG_TOKENS, help=f"of the long document; default: {LONG_TOKENS}")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_TOKENS:,} tokens, to see that all of it runs")
-    options = parser.parse_args(arguments)
-    long, short = (QUICK_TOKENS, QUICK_SHORT_TOKENS) if options.quick else (options.tokens, SHORT_TOKENS)
+    what = "How long the first token takes after a document that was read before."
+    name, long, quick = length_options(NAME, what, arguments, tokens=LONG_TOKENS, quick_tokens=QUICK_TOKENS)
+    short, repeats = (QUICK_SHORT_TOKENS, QUICK_REPEATS) if quick else (SHORT_TOKENS, REPEATS)
     with serving_embedded(long + short) as server, Client(server.address) as client:
-        waits = measured(client, (short, long), QUICK_REPEATS if options.quick else REPEATS)
-    result = {"waits": waits, "bars": [vars(bar) for bar in bars(waits)]}
-    save(NAME, result)
+        waits = measured(client, (short, long), repeats)
+    save(name, {"waits": waits, "bars": [{**asdict(bar), "met": bar.met} for bar in bars(waits)]})
     print(tables(waits))
 
 

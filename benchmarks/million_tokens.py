@@ -12,6 +12,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -64,12 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     config = configuration(quick=options.quick)
     tokens = options.tokens or (QUICK_TOKENS if options.quick else config.max_tokens)
+    name = f"{NAME}_quick" if options.quick else NAME
     with tempfile.TemporaryDirectory() as folder:
         parameters = write_checkpoint(config, Path(folder))
         # Room for a document is more than scoring takes: it uses one layer's pages again for each layer.
         memory = memory_bytes(config, DTYPE, tokens, sessions=1)
         options_ = ("--model", folder, "--dtype", "bfloat16", "--memory", memory, "--max-running", 1)
-        with serving(*options_) as server, (RESULTS / f"{NAME}.log").open("w", encoding="utf-8") as log:
+        with serving(*options_) as server, (RESULTS / f"{name}.log").open("w", encoding="utf-8") as log:
             result = scored(server, read_bytes(options.text, tokens), log)
     plan = MemoryPlan(config, DTYPE, tokens)
     result |= {
@@ -78,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "plan": {"weights": plan.weights_bytes, "pages": score_page_bytes(plan), "workspace": plan.workspace_bytes},
         "texts": [text.name for text in options.text],
     }
-    save(NAME, result)
+    save(name, {**result, "bars": [{**asdict(bar), "met": bar.met} for bar in bars(result)]})
     print(tables(result))
 
 
@@ -130,6 +132,11 @@ def planned_bytes(plan: MemoryPlan) -> int:
     return plan.weights_bytes + score_page_bytes(plan) + plan.workspace_bytes
 
 
+def bars(result: dict[str, Any]) -> list[Bar]:
+    """What is promised."""
+    return [Bar("peak RSS of the server, GB", result["peak_rss_bytes"] / GB, most=MOST_BYTES / GB)]
+
+
 def tables(result: dict[str, Any]) -> str:
     """What was measured, and the bar."""
     header = ["tokens", "parameters", "seconds", "tokens a second", "peak RSS", "planned"]
@@ -141,8 +148,7 @@ def tables(result: dict[str, Any]) -> str:
         f"{result['peak_rss_bytes'] / GB:.2f} GB",
         f"{result['planned_bytes'] / GB:.2f} GB",
     ]
-    bar = Bar("peak RSS of the server, GB", result["peak_rss_bytes"] / GB, most=MOST_BYTES / GB)
-    return f"{markdown_table(header, [row])}\n\n{bar_table([bar])}"
+    return f"{markdown_table(header, [row])}\n\n{bar_table(bars(result))}"
 
 
 if __name__ == "__main__":

@@ -8,25 +8,24 @@ how much of its speed the reading keeps beside the stream; and when short docume
 ready. The short ones and the stream are there together, so each has the other to put up with, too.
 """
 
-import argparse
 import statistics
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.bars import Bar, bar_table
 from benchmarks.engines import NOVEL, read_tokens
 from benchmarks.harness import markdown_table, plot, save
 from benchmarks.listener import listening
-from benchmarks.serving import quantile, serving_embedded
+from benchmarks.serving import length_options, quantile, serving_embedded
 from reformer_client import Client
 
 NAME = "neighbours"
-SHORT_TOKENS = 4096
+LONG_TOKENS, SHORT_TOKENS = 1 << 20, 4096
 SHORTS = 5  # short documents, each time
-QUICK_TOKENS, QUICK_SHORT_TOKENS = 16_384, 512
+QUICK_TOKENS, QUICK_SHORT_TOKENS = 8192, 512
 IDLE_SECONDS, QUICK_IDLE_SECONDS = 20.0, 2.0
 
 
@@ -62,21 +61,16 @@ class Texts:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}", description="Others beside a long document.")
-    parser.add_argument("--tokens", type=int, default=1 << 20, help="of the long document; default: a million")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_TOKENS:,} tokens, to see that all of it runs")
-    options = parser.parse_args(arguments)
-    lengths = (
-        Lengths(QUICK_TOKENS, QUICK_SHORT_TOKENS, QUICK_IDLE_SECONDS)
-        if options.quick
-        else Lengths(options.tokens, SHORT_TOKENS, IDLE_SECONDS)
-    )
+    what = "Others beside a long document."
+    name, tokens, quick = length_options(NAME, what, arguments, tokens=LONG_TOKENS, quick_tokens=QUICK_TOKENS)
+    short_tokens, idle_seconds = (QUICK_SHORT_TOKENS, QUICK_IDLE_SECONDS) if quick else (SHORT_TOKENS, IDLE_SECONDS)
+    lengths = Lengths(tokens, short_tokens, idle_seconds)
     with serving_embedded(lengths.long_tokens) as server:
         result = measured(server.address, lengths)
-    draw(result["idle"]["gaps"], result["beside"]["gaps"])
+    draw(name, result["idle"]["gaps"], result["beside"]["gaps"])
     for phase in ("idle", "beside"):
         del result[phase]["gaps"]
-    save(NAME, result)
+    save(name, {**result, "bars": [{**asdict(bar), "met": bar.met} for bar in bars(result)]})
     print(tables(result))
 
 
@@ -132,12 +126,12 @@ def gaps(seconds: list[float]) -> dict[str, Any]:
     }
 
 
-def draw(idle: Sequence[float], beside: Sequence[float]) -> None:
+def draw(name: str, idle: Sequence[float], beside: Sequence[float]) -> None:
     """The share of gaps that are longer than so much."""
-    with plot(NAME) as (axes,):
-        for name, seconds in (("alone", idle), ("while the document is read", beside)):
+    with plot(name) as (axes,):
+        for label, seconds in (("alone", idle), ("while the document is read", beside)):
             shares = [1 - number / len(seconds) for number in range(len(seconds))]
-            axes.loglog([1000 * gap for gap in sorted(seconds)], shares, label=name)
+            axes.loglog([1000 * gap for gap in sorted(seconds)], shares, label=label)
         axes.axhline(0.01, color="gray", linewidth=0.8)
         axes.set(xlabel="gap between two tokens, ms", ylabel="share of gaps that are longer")
         axes.legend()

@@ -1,5 +1,6 @@
 """`reformer serve` in a process of its own, for benchmarks and tests that go through the SDK as users do."""
 
+import argparse
 import json
 import math
 import os
@@ -97,6 +98,19 @@ def serving_embedded(tokens: int) -> Iterator[ServerProcess]:
     config, dtype = load_config(embedded_model_path()), choose_dtype("auto", choose_device())
     with serving("--memory", memory_bytes(config, dtype, tokens), "--max-running", SESSIONS) as server:
         yield server
+
+
+def length_options(
+    name: str, description: str, arguments: Sequence[str] | None, *, tokens: int, quick_tokens: int
+) -> tuple[str, int, bool]:
+    """The command line of a benchmark whose effort is a length: its record's name, tokens, and whether it is quick."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    parser.add_argument("--tokens", type=int, default=tokens, help=f"of the long document; default: {tokens:,}")
+    parser.add_argument("--quick", action="store_true", help=f"{quick_tokens:,} tokens, to see that all of it runs")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        return f"{name}_quick", quick_tokens, True
+    return name, options.tokens, False
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -27,7 +27,9 @@ def quick_run(
 
     def run(benchmark: Any) -> tuple[Record, str]:
         benchmark.main(["--quick"])
-        return json.loads((tmp_path / f"{benchmark.NAME}.json").read_text(encoding="utf-8")), capsys.readouterr().out
+        return json.loads(
+            (tmp_path / f"{benchmark.NAME}_quick.json").read_text(encoding="utf-8")
+        ), capsys.readouterr().out
 
     return run
 
@@ -39,7 +41,7 @@ def test_million_tokens(quick_run: Callable[[Any], tuple[Record, str]], tmp_path
     grown = record["peak_rss_bytes"] - record["loaded_rss_bytes"]
     assert grown < record["plan"]["pages"] + record["plan"]["workspace"] + 50e6  # what libraries take at first use
     assert "| 16,384 |" in printed
-    log = (tmp_path / "million_tokens.log").read_text(encoding="utf-8").splitlines()
+    log = (tmp_path / "million_tokens_quick.log").read_text(encoding="utf-8").splitlines()
     assert "bfloat16" in log[0]
     assert "16,384 tokens" in log[-1]
     assert all("peak so far" in line for line in log[1:-1])
@@ -53,7 +55,7 @@ def test_neighbours(quick_run: Callable[[Any], tuple[Record, str]], tmp_path: Pa
         assert len(found["short_seconds"]) == neighbours.SHORTS
         assert max(found["short_seconds"]) < found["long_seconds"]
     assert "speed of the reading" in printed
-    assert (tmp_path / "neighbours.png").stat().st_size > 10_000
+    assert (tmp_path / "neighbours_quick.png").stat().st_size > 10_000
 
 
 def test_cancellation(quick_run: Callable[[Any], tuple[Record, str]]) -> None:
