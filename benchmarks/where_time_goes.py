@@ -72,7 +72,7 @@ def reading_stages(model: ReformerModel) -> dict[str, list[Place]]:
         "gather windows": [(lsh_pass.LSHPass, "_attend_window")],
         "attend, LSH": [(lsh_pass, "attend_slots")],
         "attend, local": [(local_attention, "attend_slots")],
-        "combine rounds": [(lsh_pass._Rounds, "add"), (lsh_pass._Rounds, "finish")],
+        "combine rounds": [(lsh_pass._Rounds, "add")],
     }
 
 
