@@ -22,6 +22,8 @@ from tests.core.tiny import random_tokens, read_document
 
 TOKENS = 16_384  # some slices, so that what grows with the length and what doesn't both count
 MODELS: dict[str, dict[str, Any]] = {
+    "the embedded text model": {"source": "embedded:text"},
+    "the embedded image model": {"source": "embedded:image"},
     "two kinds of layers": {},
     "local layers only": {"attn_layers": ("local", "local")},
     "one round": {"attn_layers": ("lsh",), "num_hashes": 1},
@@ -63,12 +65,14 @@ def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
     values = dict(request.param)
     dtype, native = values.pop("dtype", torch.float32), values.pop("native", False)
     monkeypatch.setattr("reformer_core.placement.cpu_multiplies_bfloat16", lambda: native)
-    save_model(random_model(served_config(**values)), tmp_path)
-    return load_model(tmp_path, device="cpu", dtype=dtype).requires_grad_(False)
+    source = values.pop("source", tmp_path)
+    if source == tmp_path:
+        save_model(random_model(served_config(**values)), source)
+    return load_model(source, device="cpu", dtype=dtype).requires_grad_(False)
 
 
 def plan_for(model: ReformerModel, tokens: int = TOKENS) -> MemoryPlan:
-    return MemoryPlan(model.config, model.dtype, tokens)
+    return MemoryPlan(model.config, model.dtype, min(tokens, 16 * slice_tokens(model.config), model.config.max_tokens))
 
 
 def pool_for(model: ReformerModel, plan: MemoryPlan, more_pages: int = 0) -> PagePool:
@@ -100,8 +104,8 @@ def test_a_document(tokens: int) -> None:
 
 def test_reading_a_document(model: ReformerModel) -> None:
     plan = plan_for(model)
-    assert slice_tokens(model.config) <= TOKENS / 4
-    pool, token_ids = pool_for(model, plan), random_tokens(model, TOKENS)
+    assert slice_tokens(model.config) < plan.tokens / 2
+    pool, token_ids = pool_for(model, plan), random_tokens(model, plan.tokens)
     with torch.inference_mode(), LiveMemory() as memory:
         prefill = Prefill(model, pool, token_ids, keep_document=True, keep_scores=True)
         for _ in prefill.slices():
@@ -113,7 +117,7 @@ def test_a_step(model: ReformerModel) -> None:
     """Decoding for 16 sessions, sampling included, and a slice of a prompt, both with full tails."""
     sessions = 16
     plan = plan_for(model, 300)
-    pool = pool_for(model, plan, more_pages=100)
+    pool = pool_for(model, plan, more_pages=200)
     table = SessionTable(model.config, pool, sessions + 1)
     steps, capacity = torch.arange(sessions), table.tail_capacity
     with torch.inference_mode():
