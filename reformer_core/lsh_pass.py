@@ -39,7 +39,7 @@ class LSHPass:
         self._key_bases, self._order_pages = pool.layout.key_bases(token_pages.to(device)), order_pages
         self._step = slice_tokens(config)
         self._head_step = self._step * heads  # of one head, which is so much less work
-        self.out = torch.zeros(tokens, heads * head_size, dtype=dtype, device=device)
+        self.out = torch.empty(tokens, heads * head_size, dtype=dtype, device=device)  # each round writes all of it
         self.offsets = torch.zeros(heads, rounds, config.total_buckets + 1, dtype=torch.int32, device=device)
         self._norms = torch.empty(heads, tokens, dtype=torch.float32, device=device)
         bucket_type = torch.int16 if config.total_buckets <= 2**15 else torch.int32
