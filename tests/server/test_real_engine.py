@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
+import torch
+from google.rpc import error_details_pb2
 
 from reformer.v1 import document_pb2
 from reformer.v1 import inference_pb2 as pb
@@ -109,6 +111,28 @@ async def test_no_room_for_another_document(served_model: ServedModel) -> None:
         responses = await create(running, [header(TEXT[::-1], document_id="b")])
         assert responses[0].accepted.resume_offset == len(TEXT), "what was uploaded is still there"
         assert responses[-1].document.tokens == len(TEXT)
+
+
+@pytest.mark.parametrize("place", ["lsh_pass.attend_slots", "extend.extend_slice", "decode_graphs.decode_step"])
+async def test_the_device_has_no_memory_left(real: Running, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Reading a document, its prompt, or decoding: that call may be made again, and the next one succeeds."""
+
+    def allocate_too_much(*_: object, **__: object) -> None:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    async def read_and_continue(id: str, text: bytes) -> None:
+        await create_document(real, text, document_id=id)
+        await generate(real, document_id=id, text="x", sampling=pb.SamplingParams(max_tokens=5))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"reformer_core.{place}", allocate_too_much)
+        with refused(grpc.StatusCode.RESOURCE_EXHAUSTED) as refusal:
+            await read_and_continue("a", TEXT)
+    assert refusal.reason == "OUT_OF_MEMORY"
+    assert refusal.has(error_details_pb2.RetryInfo)
+    await read_and_continue("b", TEXT[::-1])
+    for id in ("a", "b"):
+        await delete(real, id)
 
 
 async def test_queue_is_bounded(served_model: ServedModel) -> None:
