@@ -1,16 +1,17 @@
 """What is timed is what is said: whole steps of so many tokens, by as many streams as are told."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from benchmarks import engines, harness
 from benchmarks.bars import Bar, bar_table
 from benchmarks.engines import embedded_engine, streams_seconds, token_seconds
 from benchmarks.harness import in_turns
-from reformer_core import Engine, decoding, embedded_model_path, load_model
+from reformer_core import Engine, embedded_model_path, load_model
+from reformer_core.decoding import Decoding
+from reformer_core.session_requests import GenerateRequest
 from tests.core.engines import check_idle, text_model, tiny_engine
 from tests.core.tiny import random_tokens
 
@@ -25,12 +26,12 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of all decode steps; and their number is the time."""
     sizes: list[int] = []
 
-    def counted(model: object, table: object, token_ids: torch.Tensor, *rest: object) -> None:
-        sizes.append(len(token_ids))
-        decode_step(model, table, token_ids, *rest)
+    def counted(self: Decoding, batch: Sequence[GenerateRequest]) -> None:
+        sizes.extend([len(batch)] if batch else [])
+        append(self, batch)
 
-    decode_step: Callable[..., None] = decoding.decode_step
-    monkeypatch.setattr(decoding, "decode_step", counted)
+    append = Decoding.append
+    monkeypatch.setattr(Decoding, "append", counted)
     monkeypatch.setattr(engines, "time", SimpleNamespace(perf_counter=lambda: float(len(sizes))))
     return sizes
 
