@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 from reformer_core.bucket_index import Windows
+from reformer_core.linear import for_products
 from reformer_core.local_attention import LocalAttention
 from reformer_core.lsh_attention import LSHAttention, normalised_keys
 from reformer_core.model import ReformerModel
@@ -168,12 +169,14 @@ def _attend(
         masked: bool, broadcastable to [B, H, q, w]: where logits are replaced by masked_logit.
     """
     batch, heads, queries, head_size = query.shape
+    stored = values.dtype
+    query, keys, values = for_products(query, keys, values)
     logits = torch.bmm(query.reshape(-1, queries, head_size), keys.flatten(0, 1).transpose(1, 2))
     masked_logit = max(masked_logit, torch.finfo(logits.dtype).min)
     logits = logits.view(batch, heads, queries, -1).masked_fill_(masked, masked_logit)
     weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(values.dtype)
     out = torch.bmm(weights.view(batch * heads, queries, -1), values.flatten(0, 1))
-    return out.view(batch, heads, queries, head_size).transpose(1, 2).reshape(batch * queries, -1)
+    return out.view(batch, heads, queries, head_size).transpose(1, 2).reshape(batch * queries, -1).to(stored)
 
 
 def _unseen(model: ReformerModel, held: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,11 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     return nn.functional.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
+def for_products(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """In the format that the device multiplies; a window's tokens at a time, so that little is held in it."""
+    return tuple(x.to(product_dtype(x.dtype, x.device)) for x in tensors)
+
+
 class Linear(nn.Linear):
     """torch's layer, computed by `linear`; what comes out is in the weight's format, or in autocast's."""
 

@@ -12,7 +12,7 @@ import math
 import torch
 
 from reformer_core.dropout import dropout
-from reformer_core.placement import product_dtype
+from reformer_core.linear import for_products
 
 FUTURE = -1e9  # logit of a key after the query, and of padding
 SELF = -1e5  # logit of the query's own key in shared-QK attention: only if there is nothing else (paper, section 2)
@@ -82,7 +82,7 @@ def attend_slots(
         out [..., c L, D] and the log-sum-exp [..., c L].
     """
     stored = value.dtype
-    query, key, value = _for_products(query, key, value)
+    query, key, value = for_products(query, key, value)
     query, key_windows, value_windows, behind, ahead = _chunked(query, key, value, position, length, before)
     if dropout_prob == 0 and query.device.type == "cpu":
         mask = _additive_mask(behind, ahead, shared_qk, query.dtype)
@@ -123,7 +123,7 @@ def attend_slots_backward(
     taken one after the other, here as in the forward pass.
     """
     stored, flat_query = query.dtype, query
-    grad_out, query, key, value, out = _for_products(grad_out, query, key, value, out)
+    grad_out, query, key, value, out = for_products(grad_out, query, key, value, out)
     query, key_windows, value_windows, behind, ahead = _chunked(query, key, value, position, length, before)
     grad_out, out = (x.unflatten(-2, (-1, length)) for x in (grad_out, out))
     log_sum_exp = log_sum_exp.unflatten(-1, (-1, length))
@@ -162,11 +162,6 @@ def attend_slots_backward(
         grad_key = grad_logits.transpose(-1, -2) @ query
     grad_key, grad_value = (_fold(x, length, before).to(stored) for x in (grad_key, grad_value))
     return grad_query.reshape(flat_query.shape).to(stored), grad_key, grad_value
-
-
-def _for_products(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """In the format that the device multiplies; a window's tokens at a time, so that little is held in it."""
-    return tuple(x.to(product_dtype(x.dtype, x.device)) for x in tensors)
 
 
 def _masked_logits(

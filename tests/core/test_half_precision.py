@@ -74,7 +74,7 @@ def decoded(model: ReformerModel, token_ids: torch.Tensor) -> torch.Tensor:
 PATHS: list[Path] = [full_forward, score, after_a_document, extended, decoded]
 
 
-@pytest.mark.parametrize("path", [full_forward, score, after_a_document])
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_no_product_is_computed_in_16_bits(dtype: torch.dtype, path: Path) -> None:
     model = tiny_model(dtype)
