@@ -129,8 +129,8 @@ class _Rounds:
         if self._last > 0:
             peak, total = log_sum_exp, torch.ones_like(log_sum_exp)
             if round_ > 0:
-                before = (x.index_select(0, positions) for x in (self._out, self._peak, self._total))
-                out, peak, total = combine(*before, out, log_sum_exp)
+                out_so_far, peak, total = (x.index_select(0, positions) for x in (self._out, self._peak, self._total))
+                out, peak, total = combine(out_so_far, peak, total, out, log_sum_exp)
             if round_ < self._last:
                 self._peak.index_copy_(0, positions, peak)
                 self._total.index_copy_(0, positions, total)
