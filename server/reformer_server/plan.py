@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from reformer_core import MemoryPlan, embedded_model_path, load_config
-from reformer_core.errors import OutOfMemoryError, ReformerError
+from reformer_core.errors import ReformerError
 from reformer_core.placement import choose_device, choose_dtype
+from reformer_server.fitting import Fitting, longest_within
 from reformer_server.settings import Settings
 from reformer_server.units import format_size, parse_size
 
@@ -29,8 +30,12 @@ class Size(click.ParamType[int]):
 
 @click.command()
 @click.argument("model", required=False)
-@click.option("--tokens", type=click.IntRange(min=1), help="Length of a document. Default: the model's positions.")
-@click.option("--memory", type=Size(), help="Memory there is, e.g. 16GiB: how many such documents fit?")
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    help="Length of a document. Default: the model's positions; with --memory, the longest that fits.",
+)
+@click.option("--memory", type=Size(), help="Memory there is, e.g. 16GiB: what fits, and what limits it?")
 @click.option("--dtype", default="auto", show_default=True, help="float32, bfloat16, float16, or auto.")
 @click.option("--num-hashes", type=click.IntRange(min=1), help="LSH hash rounds. Default: the model's.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON instead of a table.")
@@ -43,22 +48,29 @@ def plan(
     """
     try:
         config = load_config(model or embedded_model_path())
-        number_format = choose_dtype(dtype, choose_device())
+        device = choose_device()
+        number_format = choose_dtype(dtype, device)
     except ReformerError as error:
         raise click.ClickException(str(error)) from error
     if num_hashes is not None:
         config = dataclasses.replace(config, num_hashes=num_hashes)
     if tokens is not None and tokens > config.max_tokens:
         raise click.BadParameter(f"the model has positions for {config.max_tokens:,}", param_hint="--tokens")
-    memory_plan = MemoryPlan(config, number_format, tokens or config.max_tokens)
-    fitting = None if memory is None else documents_that_fit(memory_plan, memory)
+    memory_plan = MemoryPlan(config, number_format, config.max_tokens, device)
+    max_running, fitting = Settings().max_running, None
+    if tokens is not None:
+        memory_plan = dataclasses.replace(memory_plan, tokens=tokens)
+    elif memory is not None:
+        memory_plan = longest_within(memory_plan, memory, max_running) or memory_plan
+    if memory is not None:
+        fitting = Fitting.of(memory_plan, memory, max_running)
     if as_json:
-        click.echo(json.dumps(facts(memory_plan) | ({} if fitting is None else {"documents_that_fit": fitting})))
+        click.echo(json.dumps(facts(memory_plan) | (dataclasses.asdict(fitting) if fitting else {})))
     else:
         Console().print(table(memory_plan))
-        if fitting is not None and memory is not None:
-            click.echo(f"A server with {format_size(memory)} holds {fitting:,} such documents.")
-    if fitting == 0:
+        if fitting is not None:
+            click.echo(in_words(fitting))
+    if fitting is not None and not fitting.documents:
         raise SystemExit(1)
 
 
@@ -93,13 +105,10 @@ def table(memory_plan: MemoryPlan) -> Table:
     return rows
 
 
-def documents_that_fit(memory_plan: MemoryPlan, memory_bytes: int) -> int:
-    """How many documents of the plan's length a server with `--memory memory_bytes` can hold."""
-    sessions, config, dtype = Settings().max_running, memory_plan.config, memory_plan.dtype
-    try:
-        longest = MemoryPlan.longest_within(memory_bytes, config, dtype, sessions)
-    except OutOfMemoryError:
-        return 0
-    if longest.tokens < memory_plan.tokens:
-        return 0
-    return (memory_bytes - longest.fixed_bytes(sessions)) // memory_plan.page_bytes
+def in_words(fitting: Fitting) -> str:
+    """What fits, for people."""
+    if not fitting.documents:
+        return f"A server with {format_size(fitting.memory_bytes)} can't read such a document: {fitting.limit}."
+    documents = f"{fitting.documents:,} such document{'' if fitting.documents == 1 else 's'}"
+    sessions = f"Generations that can run together on one of them: {fitting.sessions:,}."
+    return f"A server with {format_size(fitting.memory_bytes)} holds {documents}. {sessions}\nLimit: {fitting.limit}."

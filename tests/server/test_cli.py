@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from reformer_core import Engine, MemoryPlan, save_model
 from reformer_server import ServedModel
 from reformer_server.cli import plan, serve
-from reformer_server.plan import documents_that_fit
+from reformer_server.fitting import Fitting
 
 PORTS = ("--port", "0", "--metrics-port", "0")
 
@@ -21,7 +21,7 @@ def directory(served_model: ServedModel, tmp_path: Path) -> Path:
     return path
 
 
-def run_plan(*arguments: str | Path) -> Result:
+def run_plan(*arguments: str | int | Path) -> Result:
     return CliRunner().invoke(plan, [str(argument) for argument in arguments])
 
 
@@ -68,7 +68,9 @@ def test_plan_as_json(directory: Path) -> None:
     result = run_plan(directory, "--dtype", "float32", "--num-hashes", "3", "--memory", "1GiB", "--json")
     facts = json.loads(result.output)
     assert (facts["tokens"], facts["num_hashes"], facts["dtype"]) == (4096, 3, "float32")
-    assert facts["documents_that_fit"] > 1
+    assert facts["longest_tokens"] == 4096
+    assert facts["documents"] > facts["longest_tokens"] // facts["tokens"]
+    assert "no document can be longer than the model's 4,096 positions" in facts["limit"]
     parts = ("weights_bytes", "document_bytes", "workspace_bytes", "session_bytes", "step_bytes")
     assert facts["total_bytes"] == sum(facts[part] for part in parts)
 
@@ -76,7 +78,23 @@ def test_plan_as_json(directory: Path) -> None:
 def test_plan_that_does_not_fit(directory: Path) -> None:
     result = run_plan(directory, "--memory", "1MiB")
     assert result.exit_code == 1
-    assert "0 such documents" in result.output
+    assert "can't read such a document: weights, 64 sessions and the shortest document take" in result.output
+
+
+def test_plan_for_more_than_fits(directory: Path, served_model: ServedModel) -> None:
+    """The document is too long: how much is missing, and which one would fit."""
+    model = served_model.model
+    shorter = MemoryPlan(model.config, model.dtype, 1000)
+    memory_bytes = shorter.fixed_bytes(64) + shorter.page_bytes + shorter.tail_bytes
+    result = run_plan(directory, "--dtype", "float32", "--tokens", "1500", "--memory", memory_bytes)
+    assert result.exit_code == 1
+    assert "are missing; 1,000 tokens would fit" in result.output
+    result = run_plan(directory, "--dtype", "float32", "--memory", memory_bytes, "--json")
+    assert result.exit_code == 0
+    facts = json.loads(result.output)
+    assert (facts["tokens"], facts["documents"]) == (1000, 1)
+    assert facts["sessions"] >= 1
+    assert facts["limit"].startswith("1,000 tokens are the longest document that can be read")
 
 
 def test_plan_for_more_tokens_than_positions(directory: Path) -> None:
@@ -92,8 +110,8 @@ def test_the_plan_is_what_the_engine_does(served_model: ServedModel, documents: 
     memory_plan = MemoryPlan(model.config, model.dtype, 1000)
     longest = MemoryPlan(model.config, model.dtype, 4096 if documents == 7 else 1000)
     memory_bytes = longest.fixed_bytes(sessions) + (documents + 1) * memory_plan.page_bytes - 1
-    planned = documents_that_fit(memory_plan, memory_bytes)
+    fitting = Fitting.of(memory_plan, memory_bytes, sessions)
     engine = Engine(model, memory_bytes=memory_bytes, max_running=sessions)
-    assert planned == documents
+    assert fitting.documents == documents
     if documents:  # else none of these can even be read
-        assert planned == engine.pool.nbytes // memory_plan.page_bytes
+        assert fitting.documents == engine.pool.nbytes // memory_plan.page_bytes
