@@ -22,9 +22,9 @@ def read_tokens(text: Path, count: int) -> torch.Tensor:
     return ids.repeat(-(-count // len(ids)))[:count]
 
 
-def embedded_engine(max_running: int = 64) -> Engine:
-    """With default memory and dtype. A generation never ends by itself, so that each is as long as it was asked for."""
-    model = load_model(embedded_model_path())
+def embedded_engine(max_running: int = 64, dtype: str = "auto") -> Engine:
+    """With default memory. A generation never ends by itself, so that each is as long as it was asked for."""
+    model = load_model(embedded_model_path(), dtype=dtype)
     model.config = replace(model.config, eos_token_id=None)
     return Engine(model, max_running=max_running)
 

@@ -3,9 +3,10 @@
     python -m benchmarks.score_length            # some ten minutes
     python -m benchmarks.score_length --quick    # up to 4K tokens
 
-Each length has a process of its own. Ours is `Engine.score` with the embedded text model; transformers has the same
-weights and makes one forward pass; the Transformer with full attention is of the same size. All three end with the
-log-probability of each token. A contender is out once a length would take it too long, or more memory than is free.
+Each length has a process of its own. Ours is `Engine.score` with the embedded text model, its weights and streams in
+bfloat16 or in float32; transformers has the same weights and makes one forward pass; the Transformer with full
+attention is of the same size. All end with the log-probability of each token. A contender is out once a length would
+take it too long, or more memory than is free.
 """
 
 import statistics
@@ -24,8 +25,8 @@ from reformer_core.head_loss import HEAD_BLOCK_TOKENS
 from reformer_core.placement import available_memory, choose_dtype
 from reformer_core.slicing import parts
 
-OURS = "reformer-serve"
-CONTENDERS = (OURS, "transformers, float32", "transformers, bfloat16", "full attention")
+OURS, OURS_EXACT = "reformer-serve, bfloat16", "reformer-serve, float32"
+CONTENDERS = (OURS, OURS_EXACT, "transformers, float32", "transformers, bfloat16", "full attention")
 LENGTHS, QUICK_LENGTHS = (1024, 4096, 16384, 65536, 262144, 524288, 1048576), (1024, 4096)
 LIMIT_SECONDS = 150.0  # a pass that would take longer isn't made
 MEASURED_SECONDS = 3.0  # shorter passes are repeated
@@ -66,8 +67,8 @@ def measure(contender: str, tokens: int) -> list[float]:
 
 def build(contender: str, tokens: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """What scores token ids, int64 [n], up to so many -> float32 [n], nan first."""
-    if contender == OURS:
-        return embedded_engine(max_running=1).score
+    if contender in (OURS, OURS_EXACT):
+        return embedded_engine(max_running=1, dtype=contender.removeprefix("reformer-serve, ")).score
     # The peers' modules only here, so that they don't count as our memory.
     from benchmarks.peers import full_attention_model, load_transformers
 

@@ -8,7 +8,7 @@ import torch
 from benchmarks import harness, score_length
 from benchmarks.engines import NOVEL, read_tokens
 from benchmarks.harness import ChildError, Measured
-from benchmarks.score_length import GB, LIMIT_SECONDS, OURS, Scored, bars, build, logprobs_of, run
+from benchmarks.score_length import GB, LIMIT_SECONDS, OURS, OURS_EXACT, Scored, bars, build, logprobs_of, run
 from reformer_core import embedded_model_path, load_model
 
 
@@ -21,7 +21,9 @@ def test_transformers_gives_the_scores_that_ours_gives() -> None:
     model = load_model(embedded_model_path(), device="cpu", dtype="float32")
     expected = logprobs_of(model(token_ids), token_ids)
     assert expected[0].isnan()
-    torch.testing.assert_close(build(OURS, 700)(token_ids), expected, rtol=0.02, atol=0.02, equal_nan=True)
+    torch.testing.assert_close(build(OURS_EXACT, 700)(token_ids), expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+    # In bfloat16 some tokens fall into another bucket, so on the average.
+    assert (build(OURS, 700)(token_ids) - expected)[1:].abs().mean() < 0.05
     theirs = build("transformers, float32", 700)(token_ids)
     torch.testing.assert_close(theirs, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
 
