@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from reformer_core.errors import ReformerError
+from reformer_server.doctor import doctor
 from reformer_server.errors import EngineStoppedError
 from reformer_server.plan import plan
 from reformer_server.served_model import load_served_model
@@ -22,7 +23,7 @@ from reformer_server.settings import KEYS, Settings, SettingsError
 from reformer_server.units import format_size
 from reformer_server.version import VERSION
 
-__all__ = ["plan", "serve"]
+__all__ = ["doctor", "plan", "serve"]
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
