@@ -138,7 +138,7 @@ class MemoryPlan:
             tail = tail_capacity(c)
             # The tail as each row sees it; what of it is near the chunks; and the chunks.
             row.append(4 * heads * c.num_hashes * tail + chunks * (12 * tail + 8 * c.lsh_attn_chunk_length))
-            row.append(chunks * c.lsh_attn_chunk_length * (2 * size * item + 24))
+            row.append(chunks * c.lsh_attn_chunk_length * (2 * size * (item + self._converted_item) + 24))
         return max(sessions, extend_tokens(c)) * max(row)
 
     def fixed_bytes(self, sessions: int) -> int:

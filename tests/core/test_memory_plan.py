@@ -37,6 +37,12 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "bfloat16 where it is multiplied": {"dtype": torch.bfloat16, "native": True},
     "bfloat16 where it isn't": {"dtype": torch.bfloat16, "native": False},
+    "bfloat16 where it isn't, wide heads": {
+        "dtype": torch.bfloat16,
+        "attn_layers": ("lsh",),
+        "attention_head_size": 96,
+        "lsh_attn_chunk_length": 256,
+    },
     "float16, wide": {
         "dtype": torch.float16,
         "hidden_size": 96,
