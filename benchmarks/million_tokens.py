@@ -21,7 +21,7 @@ import torch
 from benchmarks.bars import Bar, bar_table
 from benchmarks.engines import NOVEL
 from benchmarks.harness import RESULTS, markdown_table, save
-from benchmarks.serving import ServerProcess, memory_bytes, serving
+from benchmarks.serving import ServerProcess, serving
 from benchmarks.texts import read_bytes
 from reformer_client import Client, Progress
 from reformer_core import MemoryPlan, ReformerConfig, ReformerModel, save_model
@@ -68,16 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name = f"{NAME}_quick" if options.quick else NAME
     with tempfile.TemporaryDirectory() as folder:
         parameters = write_checkpoint(config, Path(folder))
-        # Room for a document is more than scoring takes: it uses one layer's pages again for each layer.
-        memory = memory_bytes(config, DTYPE, tokens, sessions=1)
-        options_ = ("--model", folder, "--dtype", "bfloat16", "--memory", memory, "--max-running", 1)
-        with serving(*options_) as server, (RESULTS / f"{name}.log").open("w", encoding="utf-8") as log:
+        memory = ("--memory", MOST_BYTES, "--max-text", tokens, "--max-running", 1)
+        with (
+            serving("--model", folder, "--dtype", "bfloat16", *memory) as server,
+            (RESULTS / f"{name}.log").open("w", encoding="utf-8") as log,
+        ):
             result = scored(server, read_bytes(options.text, tokens), log)
     plan = MemoryPlan(config, DTYPE, tokens)
     result |= {
         "parameters": parameters,
         "planned_bytes": planned_bytes(plan),
-        "plan": {"weights": plan.weights_bytes, "pages": score_page_bytes(plan), "workspace": plan.workspace_bytes},
+        "plan": {"weights": plan.weights_bytes, "pages": plan.score_page_bytes, "workspace": plan.workspace_bytes},
         "texts": [text.name for text in options.text],
     }
     save(name, {**result, "bars": [{**asdict(bar), "met": bar.met} for bar in bars(result)]})
@@ -122,14 +123,9 @@ def scored(server: ServerProcess, text: bytes, log: TextIO) -> dict[str, Any]:
     }
 
 
-def score_page_bytes(plan: MemoryPlan) -> int:
-    """Pages that scoring takes: one layer's keys and values."""
-    return plan.layout.token_pages(plan.tokens) * plan.layout.page_bytes
-
-
 def planned_bytes(plan: MemoryPlan) -> int:
     """What scoring takes by the plan's formulas, libraries and Python aside."""
-    return plan.weights_bytes + score_page_bytes(plan) + plan.workspace_bytes
+    return plan.weights_bytes + plan.score_page_bytes + plan.workspace_bytes
 
 
 def bars(result: dict[str, Any]) -> list[Bar]:

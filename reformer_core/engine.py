@@ -60,6 +60,7 @@ class Engine:
         memory_bytes: int | None = None,
         max_running: int = 64,
         max_waiting: int = 256,
+        max_text_tokens: int | None = None,
     ) -> None:
         """Allocates pages and sessions.
 
@@ -68,14 +69,25 @@ class Engine:
             memory_bytes: for everything: weights, sessions, workspace and pages. None: half of what is free.
             max_running: requests and open sessions at a time.
             max_waiting: requests in the queue.
+            max_text_tokens: length of the longest text that is read, for which workspace is kept. None: that of the
+                longest document that memory_bytes holds. Scoring takes one layer's pages only, so a longer text may be
+                scored than kept; the workspace for it leaves less memory for documents.
 
         Raises:
-            OutOfMemoryError: it isn't enough for the weights, the sessions and the shortest document.
+            OutOfMemoryError: it isn't enough for the weights, the sessions and the shortest document, or for scoring
+                max_text_tokens.
+            TooManyTokensError: the model has fewer positions than max_text_tokens.
         """
         self.model, self.tokenizer = model, tokenizer
         self.max_running, self.max_waiting = max_running, max_waiting
         memory_bytes = available_memory(model.device) // 2 if memory_bytes is None else memory_bytes
-        plan = MemoryPlan.longest_within(memory_bytes, model.config, model.dtype, max_running, model.device)
+        if max_text_tokens is None:
+            plan = MemoryPlan.longest_within(memory_bytes, model.config, model.dtype, max_running, model.device)
+        elif max_text_tokens > model.config.max_tokens:
+            raise TooManyTokensError(max_text_tokens, model.config.max_tokens)
+        else:
+            plan = MemoryPlan(model.config, model.dtype, max_text_tokens, model.device)
+            plan.check(memory_bytes, max_running)
         page_bytes = memory_bytes - plan.fixed_bytes(max_running)
         self.pool = PagePool(PageLayout(model.config, model.dtype), page_bytes, model.device)
         self.table = SessionTable(model.config, self.pool, max_running)

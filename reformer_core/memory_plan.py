@@ -58,6 +58,12 @@ class MemoryPlan:
         lengths = range(1, config.max_tokens + 1)
         return cls(config, dtype, bisect.bisect_right(lengths, memory_bytes, key=needed), device)
 
+    def check(self, memory_bytes: int, sessions: int) -> None:
+        """Raises OutOfMemoryError if an engine with so much memory and so many sessions can't score this length."""
+        needed = self.fixed_bytes(sessions) + self.score_page_bytes + self.tail_bytes
+        if needed > memory_bytes:
+            raise OutOfMemoryError(needed, memory_bytes, fits_when_idle=False)
+
     @property
     def layout(self) -> PageLayout:
         """Of the pages."""
@@ -72,6 +78,11 @@ class MemoryPlan:
     def page_bytes(self) -> int:
         """A document's pages."""
         return sum(document_pages(self.layout, self.tokens)) * self.layout.page_bytes
+
+    @property
+    def score_page_bytes(self) -> int:
+        """The pages that scoring takes: one layer's, used again for each layer."""
+        return self.layout.token_pages(self.tokens) * self.layout.page_bytes if "lsh" in self.config.attn_layers else 0
 
     @property
     def document_bytes(self) -> int:

@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from reformer.v1 import document_pb2, document_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
 from reformer_core import Engine, SamplingParams
-from reformer_core.errors import OutOfMemoryError
+from reformer_core.errors import OutOfMemoryError, TooManyTokensError
 from reformer_server.calls import CallInterceptor
 from reformer_server.chain import Admission, counting, errors_to_status
 from reformer_server.content import Encoder
@@ -194,9 +194,15 @@ def _build_engine(settings: Settings, model: ServedModel) -> Engine:
             memory_bytes=settings.memory_bytes,
             max_running=settings.max_running,
             max_waiting=settings.max_waiting,
+            max_text_tokens=settings.max_text_tokens,
         )
+    except TooManyTokensError as error:
+        raise SettingsError(f"max-text: {error}; lower --max-text") from error
     except OutOfMemoryError as error:
+        text, or_lower = "the shortest document", ""
+        if settings.max_text_tokens is not None:
+            text, or_lower = f"scoring {settings.max_text_tokens:,} tokens", "--max-text or "
         raise SettingsError(
-            f"memory: {settings.memory_bytes:,} bytes aren't enough for the weights, {settings.max_running} sessions "
-            f"and the shortest document, which take {error.needed_bytes:,}; raise --memory or lower --max-running"
+            f"memory: {error.free_bytes:,} bytes aren't enough for the weights, {settings.max_running} sessions "
+            f"and {text}, which take {error.needed_bytes:,}; raise --memory or lower {or_lower}--max-running"
         ) from error

@@ -47,6 +47,9 @@ class Settings:
     memory_bytes: int | None = _setting(
         "memory", parse_size, None, "For weights, documents and work, e.g. 12GiB. Default: half of what is free."
     )
+    max_text_tokens: int | None = _setting(
+        "max-text", int, None, "Longest text in tokens that can be scored. Default: the longest document that fits."
+    )
     max_running: int = _setting("max-running", int, "64", "Requests that are worked on together.")
     max_waiting: int = _setting("max-waiting", int, "256", "Requests that may wait; further ones are refused.")
     max_content_bytes: int = _setting("max-content", parse_size, "64MiB", "Largest content of a document.")
@@ -75,6 +78,7 @@ class Settings:
         for name in ("port", "metrics_port"):
             require(name, 0 <= getattr(self, name) < 65536, "between 0 and 65535")
         require("memory_bytes", self.memory_bytes is None or self.memory_bytes > 0, "above 0")
+        require("max_text_tokens", self.max_text_tokens is None or self.max_text_tokens > 0, "above 0")
         require("max_waiting", self.max_waiting >= 0, "0 or more")
         for name in ("max_running", "max_content_bytes", "default_lease_seconds", "max_lease_seconds"):
             require(name, getattr(self, name) > 0, "above 0")

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from reformer_core import MemoryPlan, ReformerConfig, ReformerModel, SamplingParams, load_model, save_model
-from reformer_core.errors import OutOfMemoryError
+from reformer_core.engine import Engine
+from reformer_core.errors import OutOfMemoryError, TooManyTokensError
 from reformer_core.incremental import decode_step, extend_slice
 from reformer_core.pages import PageLayout, PagePool
 from reformer_core.prefill import Prefill
@@ -158,6 +159,25 @@ def test_the_longest_document_within_a_memory() -> None:
     assert MemoryPlan.longest_within(memory_bytes - 1, config, torch.float32, sessions).tokens == 4999
     plenty = MemoryPlan.longest_within(2**40, config, torch.float32, sessions)
     assert plenty.tokens == config.max_tokens
+
+
+def test_scoring_a_longer_text_than_could_be_kept() -> None:
+    config, sessions = served_config(attn_layers=("lsh",) * 6), 4
+    model = random_model(config).requires_grad_(False)
+    plan = MemoryPlan(config, torch.float32, 6000)
+    memory_bytes = plan.fixed_bytes(sessions) + plan.score_page_bytes + plan.tail_bytes
+    token_ids = random_tokens(model, 6000)
+    with pytest.raises(OutOfMemoryError):
+        Engine(model, memory_bytes=memory_bytes, max_running=sessions).score(token_ids)
+    engine = Engine(model, memory_bytes=memory_bytes, max_running=sessions, max_text_tokens=6000)
+    assert len(engine.score(token_ids)) == 6000
+    with pytest.raises(OutOfMemoryError):
+        engine.prefill(token_ids)
+    with pytest.raises(OutOfMemoryError) as caught:
+        Engine(model, memory_bytes=memory_bytes - 1, max_running=sessions, max_text_tokens=6000)
+    assert (caught.value.needed_bytes, caught.value.free_bytes) == (memory_bytes, memory_bytes - 1)
+    with pytest.raises(TooManyTokensError):
+        Engine(model, memory_bytes=memory_bytes, max_text_tokens=config.max_tokens + 1)
 
 
 def test_too_little_memory_says_how_much_would_do() -> None:

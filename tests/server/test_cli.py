@@ -38,6 +38,8 @@ def test_bad_setting_is_a_usage_error() -> None:
         (["--device", "tpu"], "device"),
         (["--dtype", "int8"], "dtype"),
         (["--memory", "1KiB"], "memory: 1,024 bytes aren't enough"),
+        (["--memory", "3MiB", "--max-text", "4096"], "and scoring 4,096 tokens, which take"),
+        (["--max-text", "5000"], "max-text: 5,000 tokens, but the model has positions for 4,096; lower --max-text"),
     ],
 )
 def test_what_cannot_be_served(directory: Path, arguments: list[str], message: str) -> None:
