@@ -35,11 +35,10 @@ def hash_buckets(query_key: torch.Tensor, rotations: torch.Tensor, factors: Sequ
     dtype = product_dtype(query_key.dtype, query_key.device)
     rotated = query_key.to(dtype) @ rotations.view(heads, head_size, rounds * columns).to(dtype)
     rotated = rotated.unflatten(-1, (rounds, columns))  # [..., H, n, R, columns]
-    buckets = torch.zeros(rotated.shape[:-1], dtype=torch.long, device=rotated.device)
-    first_column, weight = 0, 1
-    for factor in factors:
-        part = rotated[..., first_column : first_column + factor // 2]
-        buckets += weight * torch.cat([part, -part], dim=-1).argmax(dim=-1)
-        first_column += factor // 2
+    parts = rotated.split([factor // 2 for factor in factors], dim=-1)
+    digits = [torch.cat([part, -part], dim=-1).argmax(dim=-1) for part in parts]
+    buckets, weight = digits[0], 1
+    for factor, digit in zip(factors, digits[1:], strict=False):  # the factor before each digit
         weight *= factor
+        buckets = buckets.add(digit, alpha=weight)
     return buckets.transpose(-1, -2)

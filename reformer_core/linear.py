@@ -27,5 +27,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out]."""
-        out = linear(x, self.weight, self.bias)
-        return out if product_dtype(self.weight.dtype, self.weight.device) == self.weight.dtype else out.to(x.dtype)
+        weight = self.weight
+        if product_dtype(weight.dtype, weight.device) == weight.dtype:  # mostly; it counts when a step decodes
+            return nn.functional.linear(x, weight, self.bias)
+        return linear(x, weight, self.bias).to(x.dtype)

@@ -69,7 +69,7 @@ def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     instructions products are a hundred times slower than in float32. Weights, pages and streams stay as they are
     stored; only what is multiplied is converted, a block at a time.
     """
-    if device.type == "cpu" and dtype.itemsize == 2 and not (dtype == torch.bfloat16 and cpu_multiplies_bfloat16()):
+    if dtype.itemsize == 2 and device.type == "cpu" and not (dtype == torch.bfloat16 and cpu_multiplies_bfloat16()):
         return torch.float32
     return dtype
 

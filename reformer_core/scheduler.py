@@ -13,6 +13,7 @@ from reformer_core.admission import Admission, holds, minus
 from reformer_core.decoding import Choice, Decoding
 from reformer_core.errors import DeadlineExceededError, OutOfMemoryError, QueueFullError
 from reformer_core.events import Failed, Finished, FinishReason, Started, Token
+from reformer_core.memory_plan import MemoryPlan
 from reformer_core.requests import PrefillRequest, Request, Resources
 from reformer_core.session_requests import GenerateRequest
 from reformer_core.turns import Balance, Rotation, Stopwatch
@@ -25,7 +26,9 @@ class Scheduler:
 
     def __init__(self, resources: Resources, admission: Admission, max_waiting: int) -> None:
         self._admission, self._decoding, self._max_waiting = admission, Decoding(resources), max_waiting
-        self._max_tokens = resources.model.config.max_tokens
+        model = resources.model
+        self._max_tokens = model.config.max_tokens
+        self._step_bytes = MemoryPlan(model.config, model.dtype, 1, model.device).step_bytes(sessions=1)
         self.waiting: deque[Request] = deque()
         self.reading = Rotation[Request]()
         self.decoding: list[GenerateRequest] = []
@@ -89,7 +92,8 @@ class Scheduler:
             if isinstance(outcome, FinishReason):
                 request.sink.emit(Finished(outcome, timings))
             else:
-                request.sink.emit(Failed(_as_memory_error(outcome, request.needs.workspace_bytes), timings))
+                needed_bytes = request.needs.workspace_bytes or self._step_bytes
+                request.sink.emit(Failed(_as_memory_error(outcome, needed_bytes), timings))
         except Exception:
             logger.exception("a reader couldn't take its last event")
 

@@ -61,6 +61,7 @@ def test_the_request_fails_and_the_next_one_succeeds(
         run(engine, submit(engine, failing))
     assert isinstance(failing.error, OutOfMemoryError)
     assert failing.error.fits_when_idle  # worth another try
+    assert failing.error.needed_bytes > 0
     run(engine, submit(engine, succeeding))
     assert succeeding.reason is not None
     waiting.room = None
