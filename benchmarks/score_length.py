@@ -9,6 +9,7 @@ attention is of the same size. All end with the log-probability of each token. A
 take it too long, or more memory than is free.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -94,9 +95,9 @@ def logprobs_of(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
 def run(contender: str, lengths: Sequence[int], limit_bytes: int, stopped: dict[str, str]) -> Iterator[Scored]:
     """Ever longer texts; leaves in `stopped` why there wasn't a longer one."""
     before: Scored | None = None
-    growth = 1.0
+    exponent = 1.0  # of the length, by the last two
     for tokens in lengths:
-        expected = before.seconds * max(growth, tokens / before.tokens) if before else 0.0
+        expected = before.seconds * (tokens / before.tokens) ** exponent if before else 0.0
         if expected > LIMIT_SECONDS:
             stopped[contender] = f"{tokens:,} tokens would take some {expected:,.0f} s"
             return
@@ -106,7 +107,8 @@ def run(contender: str, lengths: Sequence[int], limit_bytes: int, stopped: dict[
             stopped[contender] = f"{tokens:,} tokens: {str(error).strip().splitlines()[-1]}"
             return
         scored = Scored(tokens, statistics.median(child.value), len(child.value), child.peak_rss_bytes)
-        growth = scored.seconds / before.seconds if before else 1.0
+        if before is not None:
+            exponent = max(1.0, math.log(scored.seconds / before.seconds) / math.log(tokens / before.tokens))
         before = scored
         yield scored
 
