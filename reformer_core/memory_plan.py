@@ -143,7 +143,7 @@ class MemoryPlan:
         row = [64 * c.vocab_size]  # sampling
         if "local" in c.attn_layers:
             entries = heads * (c.local_window + most_rows)
-            row.append(entries * (2 * size * item // most_rows + 6 + item))  # keys and values are the same for all rows
+            row.append(entries * (2 * size * item // most_rows + 8 + item))  # keys and values are the same for all rows
         if "lsh" in c.attn_layers:
             chunks = heads * c.num_hashes * (1 + c.lsh_num_chunks_before)
             tail = tail_capacity(c)

@@ -65,5 +65,5 @@ def test_slices_are_shorter_where_windows_are_large() -> None:
     assert extend_tokens(small_config()) == MOST_EXTEND_TOKENS
     huge = small_config(num_attention_heads=16, attention_head_size=128, num_hashes=8, lsh_attn_chunk_length=1024)
     assert extend_tokens(huge) == LEAST_EXTEND_TOKENS
-    large = small_config(num_attention_heads=8, attention_head_size=128, num_hashes=4, lsh_attn_chunk_length=64)
+    large = small_config(num_attention_heads=8, attention_head_size=128, num_hashes=4, lsh_attn_chunk_length=160)
     assert LEAST_EXTEND_TOKENS < extend_tokens(large) < MOST_EXTEND_TOKENS
