@@ -51,7 +51,9 @@ class Visit:
         performance = self.page.context.new_cdp_session(self.page)
         performance.send("Performance.enable", {"timeDomain": "threadTicks"})
         self.page.goto(file.as_uri())
-        self.page.wait_for_function("window.report !== undefined", polling=200)
+        # Asked from here: where the page itself looks again later, its security policy forbids to evaluate a string.
+        while not self.page.evaluate("window.report !== undefined"):
+            self.page.wait_for_timeout(200)
         self.page.evaluate("() => new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
         metrics = performance.send("Performance.getMetrics")["metrics"]
         self.busy_seconds: float = next(each["value"] for each in metrics if each["name"] == "TaskDuration")
