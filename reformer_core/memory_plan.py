@@ -60,7 +60,7 @@ class MemoryPlan:
 
     def check(self, memory_bytes: int, sessions: int) -> None:
         """Raises OutOfMemoryError if an engine with so much memory and so many sessions can't score this length."""
-        needed = self.fixed_bytes(sessions) + self.score_page_bytes + self.tail_bytes
+        needed = self.scoring_bytes(sessions)
         if needed > memory_bytes:
             raise OutOfMemoryError(needed, memory_bytes, fits_when_idle=False)
 
@@ -156,6 +156,10 @@ class MemoryPlan:
         """All that an engine for documents up to this length takes besides pages."""
         while_running = sum(self.workspaces) + self.step_bytes(sessions)
         return self.weights_bytes + sessions * self.session_bytes + while_running
+
+    def scoring_bytes(self, sessions: int) -> int:
+        """The least memory of an engine that scores a text of this length, and needn't hold a document so long."""
+        return self.fixed_bytes(sessions) + self.score_page_bytes + self.tail_bytes
 
     @property
     def total_bytes(self) -> int:

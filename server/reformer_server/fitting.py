@@ -1,6 +1,7 @@
 """What fits in a server's memory, and what limits it: for `reformer plan` and `reformer doctor`."""
 
-from dataclasses import dataclass
+import bisect
+from dataclasses import dataclass, replace
 
 from reformer_core import MemoryPlan
 from reformer_core.errors import OutOfMemoryError
@@ -16,6 +17,8 @@ class Fitting:
     """Length of the documents."""
     longest_tokens: int
     """Of the longest document that can be read at all; 0: not even one token."""
+    longest_text_tokens: int
+    """Of the longest text that can be scored, if `--max-text` keeps the workspace for it; 0: not even one token."""
     documents: int
     """How many of them it holds together, their tokens generated elsewhere."""
     sessions: int
@@ -40,7 +43,9 @@ class Fitting:
             room = (pages_bytes - plan.page_bytes) // plan.tail_bytes if plan.tail_bytes else max_running
             sessions = min(max_running, room)
         limit = _limit(plan, longest, memory_bytes, max_running)
-        return cls(memory_bytes, plan.tokens, longest.tokens if longest else 0, documents, sessions, limit)
+        longest_tokens = longest.tokens if longest else 0
+        longest_text_tokens = _longest_text(plan, memory_bytes, max_running)
+        return cls(memory_bytes, plan.tokens, longest_tokens, longest_text_tokens, documents, sessions, limit)
 
 
 def longest_within(plan: MemoryPlan, memory_bytes: int, max_running: int) -> MemoryPlan | None:
@@ -49,6 +54,11 @@ def longest_within(plan: MemoryPlan, memory_bytes: int, max_running: int) -> Mem
         return MemoryPlan.longest_within(memory_bytes, plan.config, plan.dtype, max_running, plan.device)
     except OutOfMemoryError:
         return None
+
+
+def _longest_text(plan: MemoryPlan, memory_bytes: int, max_running: int) -> int:
+    lengths = range(1, plan.config.max_tokens + 1)
+    return bisect.bisect_right(lengths, memory_bytes, key=lambda n: replace(plan, tokens=n).scoring_bytes(max_running))
 
 
 def _limit(plan: MemoryPlan, longest: MemoryPlan | None, memory_bytes: int, max_running: int) -> str:

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from reformer_core import Engine, MemoryPlan, save_model
+from reformer_core.errors import OutOfMemoryError
 from reformer_server import ServedModel
 from reformer_server.cli import plan, serve
 from reformer_server.fitting import Fitting
@@ -97,6 +98,21 @@ def test_plan_for_more_than_fits(directory: Path, served_model: ServedModel) -> 
     assert (facts["tokens"], facts["documents"]) == (1000, 1)
     assert facts["sessions"] >= 1
     assert facts["limit"].startswith("1,000 tokens are the longest document that can be read")
+
+
+def test_plan_says_what_can_be_scored_and_not_kept(directory: Path, served_model: ServedModel) -> None:
+    """It is what an engine that is told so accepts, and not one token more."""
+    model, sessions = served_model.model, 64
+    memory_bytes = MemoryPlan(model.config, model.dtype, 3000).scoring_bytes(sessions)
+    fitting = Fitting.of(MemoryPlan(model.config, model.dtype, 4096), memory_bytes, sessions)
+    text = fitting.longest_text_tokens
+    assert fitting.longest_tokens < 3000 <= text < 4096
+    assert Engine(model, memory_bytes=memory_bytes, max_running=sessions, max_text_tokens=text).pool.total_pages > 0
+    with pytest.raises(OutOfMemoryError):
+        Engine(model, memory_bytes=memory_bytes, max_running=sessions, max_text_tokens=text + 1)
+    result = run_plan(directory, "--dtype", "float32", "--tokens", "4096", "--memory", memory_bytes)
+    assert f"Texts that it can score and not keep: {text:,} tokens, with --max-text {text}." in result.output
+    assert "--max-text" not in run_plan(directory, "--memory", "1GiB").output, "all texts can be kept"
 
 
 def test_plan_for_more_tokens_than_positions(directory: Path) -> None:
