@@ -39,6 +39,7 @@ from benchmarks.harness import (
     save,
 )
 from reformer_core import ReformerConfig, ReformerModel, embedded_model_path, load_tokenizer, reversible
+from reformer_core.heap import map_large_tensors
 from reformer_core.placement import cpu_multiplies_bfloat16
 from reformer_core.train.configurations import text_config
 
@@ -89,6 +90,7 @@ class Step:
 
 def measure(case: Case) -> Step:
     """Takes steps in this process, a new one."""
+    map_large_tensors()  # as `reformer train` does; for all contenders
     token_ids = read_tokens(case.text, case.tokens + 1)
     model, loss = build(case)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 
 from reformer_core.errors import ReformerError
+from reformer_core.heap import map_large_tensors
 from reformer_core.train.processes import Processes, joined_processes
 from reformer_core.train.report import Report
 from reformer_core.train.run import TrainingRun, begin, resume
@@ -32,6 +33,7 @@ def train(**options: Any) -> None:
 
     Ctrl-C writes a checkpoint first; --resume goes on from the last one exactly as if nothing had happened.
     """
+    map_large_tensors()
     try:
         with joined_processes() as processes:
             _train(options, processes)
