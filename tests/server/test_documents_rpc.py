@@ -281,6 +281,7 @@ async def test_cancelled_prefill_frees_its_pages_and_can_be_resumed(running: Run
     call.cancel()
     await running.until(lambda: running.metric("cancelled_total", phase="prefill") == 1)
     await running.until_idle()
+    assert running.metric("cancelled_total", phase="prefill") == 1
     assert running.metric("cancel_latency_seconds_count") == 1
     running.engine.step_seconds = 0
     responses = await create(running, [header(content, document_id="a")])
