@@ -8,7 +8,8 @@ Shapes: n tokens, m tokens a slice, d width, H heads, R rounds, D head size, W w
 """
 
 import bisect
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -48,15 +49,20 @@ class MemoryPlan:
         Raises:
             OutOfMemoryError: not even the shortest one; `needed_bytes` is the least that would do.
         """
+        shortest = cls(config, dtype, 1, device)
+        tokens = shortest._longest(memory_bytes, lambda plan: plan.serving_bytes(sessions))
+        if tokens == 0:
+            raise OutOfMemoryError(shortest.serving_bytes(sessions), memory_bytes, fits_when_idle=False)
+        return replace(shortest, tokens=tokens)
 
-        def needed(tokens: int) -> int:
-            plan = cls(config, dtype, tokens, device)
-            return plan.fixed_bytes(sessions) + plan.page_bytes + plan.tail_bytes
+    def longest_text(self, memory_bytes: int, sessions: int) -> int:
+        """Tokens of the longest text that an engine with so much memory can score if it is told to; 0: none."""
+        return self._longest(memory_bytes, lambda plan: plan.scoring_bytes(sessions))
 
-        if needed(1) > memory_bytes:
-            raise OutOfMemoryError(needed(1), memory_bytes, fits_when_idle=False)
-        lengths = range(1, config.max_tokens + 1)
-        return cls(config, dtype, bisect.bisect_right(lengths, memory_bytes, key=needed), device)
+    def _longest(self, memory_bytes: int, needed: Callable[["MemoryPlan"], int]) -> int:
+        """The greatest length at which no more is needed than there is; 0: none."""
+        lengths = range(1, self.config.max_tokens + 1)
+        return bisect.bisect_right(lengths, memory_bytes, key=lambda tokens: needed(replace(self, tokens=tokens)))
 
     def check(self, memory_bytes: int, sessions: int) -> None:
         """Raises OutOfMemoryError if an engine with so much memory and so many sessions can't score this length."""
@@ -156,6 +162,10 @@ class MemoryPlan:
         """All that an engine for documents up to this length takes besides pages."""
         while_running = sum(self.workspaces) + self.step_bytes(sessions)
         return self.weights_bytes + sessions * self.session_bytes + while_running
+
+    def serving_bytes(self, sessions: int) -> int:
+        """The least memory of an engine that reads and keeps a document of this length, and continues it."""
+        return self.fixed_bytes(sessions) + self.page_bytes + self.tail_bytes
 
     def scoring_bytes(self, sessions: int) -> int:
         """The least memory of an engine that scores a text of this length, and needn't hold a document so long."""

@@ -1,7 +1,6 @@
 """What fits in a server's memory, and what limits it: for `reformer plan` and `reformer doctor`."""
 
-import bisect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from reformer_core import MemoryPlan
 from reformer_core.errors import OutOfMemoryError
@@ -44,7 +43,7 @@ class Fitting:
             sessions = min(max_running, room)
         limit = _limit(plan, longest, memory_bytes, max_running)
         longest_tokens = longest.tokens if longest else 0
-        longest_text_tokens = _longest_text(plan, memory_bytes, max_running)
+        longest_text_tokens = plan.longest_text(memory_bytes, max_running)
         return cls(memory_bytes, plan.tokens, longest_tokens, longest_text_tokens, documents, sessions, limit)
 
 
@@ -56,21 +55,15 @@ def longest_within(plan: MemoryPlan, memory_bytes: int, max_running: int) -> Mem
         return None
 
 
-def _longest_text(plan: MemoryPlan, memory_bytes: int, max_running: int) -> int:
-    lengths = range(1, plan.config.max_tokens + 1)
-    return bisect.bisect_right(lengths, memory_bytes, key=lambda n: replace(plan, tokens=n).scoring_bytes(max_running))
-
-
 def _limit(plan: MemoryPlan, longest: MemoryPlan | None, memory_bytes: int, max_running: int) -> str:
     if longest is None:
-        least = MemoryPlan(plan.config, plan.dtype, 1, plan.device)
-        needed = least.fixed_bytes(max_running) + least.page_bytes + least.tail_bytes
+        needed = MemoryPlan(plan.config, plan.dtype, 1, plan.device).serving_bytes(max_running)
         return (
             f"weights, {max_running} sessions and the shortest document take {format_size(needed)}: "
             "give more memory, or lower --max-running"
         )
     if longest.tokens < plan.tokens:
-        missing = plan.fixed_bytes(max_running) + plan.page_bytes + plan.tail_bytes - memory_bytes
+        missing = plan.serving_bytes(max_running) - memory_bytes
         return f"{format_size(missing)} are missing; {longest.tokens:,} tokens would fit"
     parts = {
         "pages": memory_bytes - longest.fixed_bytes(max_running),

@@ -108,9 +108,9 @@ def table(memory_plan: MemoryPlan) -> Table:
 def in_words(fitting: Fitting) -> str:
     """What fits, for people."""
     memory, longest_text = format_size(fitting.memory_bytes), fitting.longest_text_tokens
-    scored = f"\nTexts that it can score and not keep: {longest_text:,} tokens, with --max-text {longest_text}."
-    if longest_text <= fitting.longest_tokens:  # without the option
-        scored = ""
+    scored = ""
+    if longest_text > fitting.longest_tokens:
+        scored = f"\nTexts that it can score and not keep: {longest_text:,} tokens, with --max-text {longest_text}."
     if not fitting.documents:
         return f"A server with {memory} can't read such a document: {fitting.limit}.{scored}"
     documents = f"{fitting.documents:,} such document{'' if fitting.documents == 1 else 's'}"
