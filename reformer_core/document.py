@@ -49,6 +49,13 @@ def document_pages(layout: PageLayout, tokens: int) -> tuple[int, int, int]:
     return layers * layout.token_pages(tokens), layers * layout.order_pages(tokens), state_pages
 
 
+def document_bytes(config: ReformerConfig, dtype: torch.dtype, tokens: int, *, with_scores: bool = False) -> int:
+    """Memory of a document of so many tokens, as `Document.nbytes`."""
+    layout = PageLayout(config, dtype)
+    host_bytes = tokens * (torch.int32.itemsize + (torch.float32.itemsize if with_scores else 0))
+    return sum(document_pages(layout, tokens)) * layout.page_bytes + host_bytes
+
+
 def arrange_pages(
     layout: PageLayout, pages: Sequence[int], tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

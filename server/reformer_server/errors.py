@@ -11,6 +11,7 @@ OtherModelError            the stored document was made by other weights
 StoredDocumentDamagedError the stored document isn't whole
 StoreUnavailableError      the document store can't be reached
 StoreFullError             the document store has no room for a document
+TenantQuotaError           the tenant has as much as it may have
 DrainingError              the server finishes what it has and takes nothing new
 EngineStoppedError         the engine has stopped; the process is about to end
 """
@@ -123,6 +124,16 @@ class StoreFullError(ServerError):
         )
         self.needed_bytes = needed_bytes
         self.free_bytes = free_bytes
+
+
+class TenantQuotaError(ServerError):
+    """The tenant would have more than it may; `resource` says of what."""
+
+    def __init__(self, resource: str, wanted: int, limit: int) -> None:
+        super().__init__(f"that would make {wanted:,} {resource}, but {limit:,} are allowed; delete documents first")
+        self.resource = resource
+        self.wanted = wanted
+        self.limit = limit
 
 
 class DrainingError(ServerError):

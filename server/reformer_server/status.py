@@ -113,6 +113,12 @@ TABLE: Mapping[type[Exception], Row] = {
     server.StoreFullError: Row(
         StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL", ("needed_bytes", "free_bytes"), _quota("document store")
     ),
+    server.TenantQuotaError: Row(
+        StatusCode.RESOURCE_EXHAUSTED,
+        "TENANT_QUOTA",
+        ("resource", "wanted", "limit"),
+        _quota("tenant", retry=lambda error: False),
+    ),
     # what the store says
     server.OtherModelError: Row(
         StatusCode.FAILED_PRECONDITION,

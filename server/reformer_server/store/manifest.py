@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -42,7 +42,7 @@ class ContentIdentity(_Strict):
     @property
     def digest(self) -> str:
         """Of all of it, 64 hexadecimal digits."""
-        return hashlib.sha256(_canonical(self.model_dump())).hexdigest()
+        return _digest(self.model_dump())
 
 
 class ContentManifest(_Strict):
@@ -79,30 +79,33 @@ class DocumentRecord(_Strict):
 Manifest = TypeVar("Manifest", ContentManifest, DocumentRecord)
 
 
-class _Sealed(_Strict, Generic[Manifest]):
+class _Sealed(_Strict):
     sha256: Digest
-    manifest: Manifest
+    manifest: dict[str, Any]
 
 
 def seal(manifest: ContentManifest | DocumentRecord) -> bytes:
     """The file's content: the manifest with its own digest."""
-    body = manifest.model_dump(mode="json")
-    return _canonical({"sha256": hashlib.sha256(_canonical(body)).hexdigest(), "manifest": body})
+    values = manifest.model_dump(mode="json")
+    return _canonical({"sha256": _digest(values), "manifest": values})
 
 
 def unseal(content: bytes, kind: type[Manifest]) -> Manifest:
     """The manifest of a file. Raises StoredDocumentDamagedError, whatever is wrong with it."""
     try:
-        sealed: _Sealed[Manifest] = _Sealed[kind].model_validate_json(content)  # type: ignore[valid-type]
+        sealed = _Sealed.model_validate_json(content)
+        if _digest(sealed.manifest) != sealed.sha256:
+            raise StoredDocumentDamagedError("its manifest isn't what was written")
+        return kind.model_validate(sealed.manifest)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise StoredDocumentDamagedError(f"its manifest can't be read: {place}: {first['msg']}") from None
-    manifest = sealed.manifest
-    if hashlib.sha256(_canonical(manifest.model_dump(mode="json"))).hexdigest() != sealed.sha256:
-        raise StoredDocumentDamagedError("its manifest isn't what was written")
-    return manifest
+
+
+def _digest(values: object) -> str:
+    return hashlib.sha256(_canonical(values)).hexdigest()
 
 
 def _canonical(values: object) -> bytes:
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+    return json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
