@@ -29,7 +29,7 @@ from reformer_server.model_service import ModelService
 from reformer_server.prefills import Prefills
 from reformer_server.restores import Restores
 from reformer_server.served_model import ServedModel
-from reformer_server.settings import NO_STORE, Settings, SettingsError
+from reformer_server.settings import Settings, SettingsError
 from reformer_server.store.document_store import DocumentStore
 from reformer_server.uploads import Uploads
 from reformer_server.version import VERSION
@@ -221,13 +221,14 @@ class Server:
 
 
 def _open_archive(settings: Settings, model: ServedModel, metrics: Metrics) -> Archive:
-    if settings.store == NO_STORE:
+    url = settings.store_url
+    if url is None:
         return Archive(model.identity)
     try:
-        store = DocumentStore(settings.store)
+        store = DocumentStore(url)
     except StoreUnavailableError as error:
         raise SettingsError(
-            f"store: {settings.store} can't be used: {error.reason}; set --store to a folder, an fsspec URL or none"
+            f"store: {url} can't be used: {error.reason}; set --store to a folder, an fsspec URL or none"
         ) from error
     return StoreArchive(model.identity, store, settings.store_quota_bytes, metrics)
 
