@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from reformer_core import Document
+from reformer_core.pace import LONGEST_DELAY_SECONDS, SHORTEST_DELAY_SECONDS
 from reformer_server.archive import Archive
 from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.content import ContentKey, DocumentName
@@ -231,6 +232,11 @@ class DocumentRegistry:
             self._metrics.evictions.labels("expired").inc()
             self._remember_expired(entry.name)
         return len(ended)
+
+    def seconds_until_one_ends(self) -> float:
+        """Until the next lease ends, within a minute: then there is more room."""
+        ends = [entry.expire_time - self._clock() for entry in self._entries.values()]
+        return min(max(min(ends, default=0.0), SHORTEST_DELAY_SECONDS), LONGEST_DELAY_SECONDS)
 
     # -- with the store
 

@@ -73,7 +73,9 @@ class Server:
         self.metrics = Metrics()
         self.port = 0
         self.metrics_port = 0
-        self.engine = EngineThread(build_engine or partial(_build_engine, settings, model), self.metrics)
+        self.engine = EngineThread(
+            build_engine or partial(_build_engine, settings, model), self.metrics, settings.max_waiting
+        )
         self._encoder = Encoder(model.tokenizer)
         self.uploads = Uploads(
             max_content_bytes=settings.max_content_bytes,
@@ -89,6 +91,7 @@ class Server:
             self.write_behind = WriteBehind(self.engine, self.archive, self.cache, self.documents.holds)
             self.documents.persist = self.write_behind.persist
         self.engine.make_room = self._make_room
+        self.engine.seconds_until_room = self.documents.seconds_until_one_ends
         self._admission = Admission()
         self._health = health.aio.HealthServicer()
         chain = (counting(self.metrics), errors_to_status, self._admission.around)
@@ -104,7 +107,7 @@ class Server:
         documents, cache, uploads, metrics = self.documents, self.cache, self.uploads, self.metrics
         prefills = Prefills(model, engine, encoder, cache, self.archive, self.restores, metrics)
         document_pb2_grpc.add_DocumentServiceServicer_to_server(
-            DocumentService(settings, model, documents, cache, uploads, prefills, metrics), self._grpc
+            DocumentService(settings, model, engine, documents, cache, uploads, prefills, metrics), self._grpc
         )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceService(settings, model, engine, encoder, documents, uploads, metrics), self._grpc

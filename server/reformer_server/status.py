@@ -27,7 +27,9 @@ def _nothing(error: Exception) -> list[Message]:
 
 
 def _retry_later(error: Exception) -> list[Message]:
-    return [error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_SECONDS))]
+    delay = Duration()
+    delay.FromMilliseconds(round(1000 * getattr(error, "retry_seconds", RETRY_SECONDS)))
+    return [error_details_pb2.RetryInfo(retry_delay=delay)]
 
 
 def _bad_field(name: Callable[[Any], str]) -> Details:
