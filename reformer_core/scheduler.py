@@ -91,7 +91,7 @@ class Scheduler:
         if request.phase == "done":
             return
         if request.phase != "waiting":
-            self._pace.ended(request, time.monotonic())
+            self._pace.ended(request, time.monotonic(), well=isinstance(outcome, FinishReason))
         request.phase, timings = "done", request.timings
         everywhere: tuple[Any, ...] = (self.waiting, self.reading, self.decoding)
         for requests in everywhere:

@@ -129,7 +129,7 @@ def test_delays_are_told_from_what_was_seen() -> None:
     assert engine.load().retry_seconds == 1
     pace = engine._scheduler._pace
     for end in (10.0, 14.0, 18.0):
-        pace.ended(engine.submit_score(random_tokens(model, 5), Reader()), end)
+        pace.ended(engine.submit_score(random_tokens(model, 5), Reader()), end, well=True)
     assert len(engine._scheduler.waiting) == 3
     assert engine.load().retry_seconds == pytest.approx(12)
     run(engine)
