@@ -7,11 +7,15 @@ NoScoresError              the document was created without keep_scores
 DocumentExistsError        another content has this id
 UploadAbortedError         another call took the upload over, or the document was deleted meanwhile
 UploadMemoryError          too much content is being uploaded at once
+UnauthenticatedError       no credentials, or wrong ones
+UnknownIdentityError       a valid client certificate that is no tenant's
+TooManyStreamsError        the tenant has as many calls under way as it may
+TokenRateError             the tenant has used its tokens of the minute up
 DrainingError              the server finishes what it has and takes nothing new
 EngineStoppedError         the engine has stopped; the process is about to end
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from reformer_core.errors import InvalidTextError, InvalidTokensError
@@ -83,6 +87,40 @@ class UploadMemoryError(ServerError):
         super().__init__(f"the upload needs {needed_bytes:,} bytes, {free_bytes:,} are free for uploads")
         self.needed_bytes = needed_bytes
         self.free_bytes = free_bytes
+
+
+class UnauthenticatedError(ServerError):
+    """The call doesn't prove whose it is; the message says what is wrong with its credentials, and never shows them."""
+
+
+class UnknownIdentityError(ServerError):
+    """The client certificate is valid, and its names are those of no tenant, or of several."""
+
+    def __init__(self, identities: Collection[str], *, tenants: int) -> None:
+        names = ", ".join(sorted(identities)) or "no name that is looked at"
+        whose = "no tenant has" if tenants == 0 else f"{tenants} tenants have"
+        super().__init__(f"{whose} the names of this client certificate: {names}")
+
+
+class TooManyStreamsError(ServerError):
+    """The tenant has `streams` calls under way, which is its limit."""
+
+    def __init__(self, streams: int) -> None:
+        super().__init__(f"{streams:,} streaming calls are under way, as many as this tenant may have; end one first")
+        self.streams = streams
+
+
+class TokenRateError(ServerError):
+    """The tenant must wait `retry_seconds` before it may use `tokens` more."""
+
+    def __init__(self, tokens: int, tokens_per_minute: int, retry_seconds: float) -> None:
+        super().__init__(
+            f"{tokens:,} tokens are more than is left of this tenant's {tokens_per_minute:,} a minute; "
+            f"they can be used in {retry_seconds:,.1f} seconds"
+        )
+        self.tokens = tokens
+        self.tokens_per_minute = tokens_per_minute
+        self.retry_seconds = retry_seconds
 
 
 class DrainingError(ServerError):

@@ -12,6 +12,7 @@ from reformer_server.documents import DocumentRegistry, SharedDocument
 from reformer_server.engine_thread import EngineThread
 from reformer_server.errors import naming
 from reformer_server.metrics import Metrics
+from reformer_server.quotas import Quotas
 
 
 class Prefill:
@@ -48,11 +49,19 @@ class Prefill:
 class Prefills:
     """All readings that are under way."""
 
-    def __init__(self, engine: EngineThread, encoder: Encoder, documents: DocumentRegistry, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        engine: EngineThread,
+        encoder: Encoder,
+        documents: DocumentRegistry,
+        metrics: Metrics,
+        quotas: Quotas,
+    ) -> None:
         self._engine = engine
         self._encoder = encoder
         self._documents = documents
         self._metrics = metrics
+        self._quotas = quotas
         self._prefills: dict[tuple[ContentKey, bool], Prefill] = {}
 
     @asynccontextmanager
@@ -81,9 +90,12 @@ class Prefills:
         document: Document | None = None
         try:
             with naming("chunk.data"):
-                async with self._engine.request(
-                    lambda engine, sink: engine.submit_prefill(encoded.token_ids, sink, keep_scores=keep_scores)
-                ) as stream:
+                async with (
+                    self._quotas.paying(len(encoded.token_ids)),
+                    self._engine.request(
+                        lambda engine, sink: engine.submit_prefill(encoded.token_ids, sink, keep_scores=keep_scores)
+                    ) as stream,
+                ):
                     async for events in stream.batches():
                         for event in events:
                             if isinstance(event, Progress):
