@@ -32,13 +32,12 @@ class Reloaded(Generic[T]):
         if signature == self._seen:
             return
         self._seen = signature
-        names = ", ".join(map(str, self._files))
         try:
             self.value = self._load()
         except SettingsError as error:
-            logger.error("%s; going on with what was read from %s before", error, names)
+            logger.error("%s; going on with what was read before", error)
         else:
-            logger.info("read %s again", names)
+            logger.info("read again: %s", ", ".join(map(str, self._files)))
 
     def _signature(self) -> list[tuple[int, ...] | None]:
         return [_signature(file) for file in self._files]
