@@ -72,7 +72,7 @@ def serving(*arguments: object, threads: int | None = None) -> Iterator[ServerPr
     Raises:
         RuntimeError: it ended instead of serving.
     """
-    command = reformer("serve", "--port", 0, "--metrics-port", 0, "--json", *arguments)
+    command = reformer("serve", "--port", 0, "--metrics-port", 0, "--store", "none", "--json", *arguments)
     environment = os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
