@@ -44,6 +44,7 @@ def _tenant(context: Context, credentials: Credentials) -> Tenant:
                 f"{kind}:{name.decode(errors='replace')}"
                 for kind, key in CERTIFICATE_NAMES.items()
                 for name in auth_context.get(key, ())
+                if name
             }
         )
     raise UnauthenticatedError("this server asks for credentials; send a bearer token of a tenant")

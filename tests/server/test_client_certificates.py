@@ -35,6 +35,7 @@ async def test_identities(serve: Serve, files: Files, authority: trustme.CA) -> 
         with pytest.raises(PermissionDeniedError, match="no tenant has") as raised:
             await call(running, authority, unknown)
         assert raised.value.reason == "UNKNOWN_IDENTITY"
+        assert "cn:," not in raised.value.message
     with pytest.raises(PermissionDeniedError, match="2 tenants have"):
         await call(running, authority, authority.issue_cert("a.example", "b.example"))
 
