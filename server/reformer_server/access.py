@@ -1,5 +1,6 @@
 """Who reaches the server and who may call it, as the settings say: TLS, tenants, or this machine only."""
 
+import asyncio
 import logging
 from functools import partial
 
@@ -13,11 +14,13 @@ from reformer_server.settings import Settings, SettingsError
 from reformer_server.tenants_file import load_credentials
 from reformer_server.tls import Tls, TlsFiles
 
+POLL_SECONDS = 1.0
+
 logger = logging.getLogger(__name__)
 
 
 class Access:
-    """All that is configured about it, kept up to date by `poll`."""
+    """All that is configured about it, kept up to date by `watch`."""
 
     def __init__(self, settings: Settings) -> None:
         """Reads the files. Raises SettingsError."""
@@ -44,8 +47,16 @@ class Access:
         except RuntimeError as error:  # gRPC knows no better class
             raise OSError(f"can't listen on {address}: {error}") from error
 
-    def poll(self) -> None:
-        """Reads the files that have changed; the log says what is wrong with them. Any thread may call it."""
+    async def watch(self) -> None:
+        """Reads files again that change, until it is cancelled; the log says what is wrong with them."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            try:
+                await asyncio.to_thread(self._poll)
+            except Exception:
+                logger.exception("bug while files were looked at")
+
+    def _poll(self) -> None:
         if self._tls is not None:
             self._tls.certificates.poll()
         if self._tenants is not None:

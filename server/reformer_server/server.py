@@ -143,7 +143,8 @@ class Server:
         await self._say_serving(False)
         self.port = self.access.listen(self._grpc)
         await self._grpc.start()
-        self._background = [asyncio.create_task(self._sweep()), asyncio.create_task(self.archive.keep_house())]
+        background = (self._sweep(), self.archive.keep_house(), self.access.watch())
+        self._background = [asyncio.create_task(work) for work in background]
         await self._warm_up()
         await self._say_serving(True)
 
@@ -224,12 +225,10 @@ class Server:
                 pass
 
     async def _sweep(self) -> None:
-        """Ends what is over, and looks at the files that may change."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             self.documents.sweep()
             self.uploads.sweep()
-            await asyncio.to_thread(self.access.poll)
 
 
 def _open_archive(settings: Settings, model: ServedModel, metrics: Metrics) -> Archive:

@@ -32,7 +32,7 @@ def load_credentials(file: Path) -> Credentials:
     """Raises SettingsError, which names the file, the tenant and the key, and never shows what might be a secret."""
     try:
         return _credentials(tomllib.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: tables in tables in tables
         reason = error.strerror if isinstance(error, OSError) else error
         raise SettingsError(f"{file}: {reason}") from None
 

@@ -103,7 +103,7 @@ Serve = Callable[..., Awaitable[Running]]
 @pytest.fixture
 async def serve(served_model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Serve]:
     """Starts servers by their settings, on fake engines that take `step_seconds` a step; they read files often."""
-    monkeypatch.setattr("reformer_server.server.SWEEP_SECONDS", 0.02)
+    monkeypatch.setattr("reformer_server.access.POLL_SECONDS", 0.02)
     async with AsyncExitStack() as stack:
 
         async def start(*, step_seconds: float = 0.0, **settings: Any) -> Running:

@@ -78,3 +78,15 @@ def test_the_command_refuses_before_it_loads_a_model(tmp_path: Path) -> None:
     result = CliRunner().invoke(serve_command, ["--tenants", str(bad), "--model", "/no/such/model"])
     assert result.exit_code == 1
     assert f"Error: {bad}: tenant 'acme': has neither tokens nor identities" in result.stderr
+
+
+async def test_a_bug_doesnt_end_the_watch(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write(tmp_path / "tenants.toml", table("acme"))
+    running = await serve(tenants=file)
+    with monkeypatch.context() as patch:
+        patch.setattr(running.server.access, "_poll", lambda: 1 / 0)
+        await running.until(lambda: "bug while files were looked at" in caplog.text)
+    write(file, table("umbrella"), table("hooli"))
+    await running.until(lambda: str(running.server.access).startswith("2 tenants"))

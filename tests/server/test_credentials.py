@@ -72,6 +72,20 @@ async def load(running: Running, *headers: str) -> None:
     await running.model.GetLoad(model_pb2.GetLoadRequest(), metadata=metadata)
 
 
+async def test_wrong_tokens_through_the_sdk(serve: Serve, file: Path) -> None:
+    async with client(await serve(tenants=file), "stranger") as stranger:
+        for attempt in (
+            stranger.model(),
+            stranger.documents.create("some text" * 100_000),
+            stranger.score("some text"),
+            stranger.generate("x").text(),
+            stranger.documents.get("some-id"),
+        ):
+            with pytest.raises(UnauthenticatedError, match="doesn't know the bearer token") as raised:
+                await attempt
+            assert raised.value.request_id
+
+
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER "])
 async def test_right_credentials(serve: Serve, file: Path, scheme: str) -> None:
     running = await serve(tenants=file)

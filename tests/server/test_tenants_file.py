@@ -118,7 +118,9 @@ def test_a_token_in_place_of_its_hash_stays_secret(file: Path) -> None:
     assert TOKEN not in str(refused.value)
 
 
-@pytest.mark.parametrize("content", [None, b"\xff\xfe"], ids=["missing", "no text"])
+@pytest.mark.parametrize(
+    "content", [None, b"\xff\xfe", b"a = " + b"[" * 10_000], ids=["missing", "no text", "too deep"]
+)
 def test_files_that_cant_be_read(file: Path, content: bytes | None) -> None:
     if content is not None:
         file.write_bytes(content)
