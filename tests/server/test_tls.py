@@ -17,6 +17,7 @@ from reformer_client import AsyncClient, UnauthenticatedError, UnavailableError
 from reformer_server import Settings, SettingsError
 from reformer_server.access import Access
 from reformer_server.credentials import token_hash
+from reformer_server.tls import TlsFiles
 from tests.server.conftest import Running, Serve
 from tests.server.pem_files import Files, call, chain, client_of
 from tests.server.tenants_files import ONCE
@@ -110,6 +111,12 @@ def test_keys_that_dont_fit(files: Files, authority: trustme.CA) -> None:
             SettingsError, match=r"tls\.crt and .*tls\.key: must be a PEM certificate and its key, not enc"
         ):
             Access(Settings(**files.settings()))
+
+
+def test_files_that_change_while_they_are_tried(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TlsFiles, "_try", lambda tls_files: tls_files.key.write_bytes(b"another key"))
+    with pytest.raises(SettingsError, match=r"tls\.crt: was written to while it was read"):
+        Access(Settings(**files.settings()))
 
 
 def test_identities_that_nothing_would_prove(files: Files) -> None:
