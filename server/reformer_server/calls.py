@@ -25,6 +25,7 @@ class Call:
     """One call, for whoever stands around it."""
 
     method: str  # "DocumentService/CreateDocument"
+    streaming: bool  # whether it has many responses, over a while
     context: Context
     request_id: str
     arrived: float = field(default_factory=time.monotonic)
@@ -68,7 +69,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         async def unary(request: Any, context: Context) -> Any:
             async with AsyncExitStack() as stack:
-                await self._enter(stack, method, context)
+                await self._enter(stack, method, False, context)
                 return await behave(request, context)
 
         return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
@@ -78,7 +79,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         async def stream(request: Any, context: Context) -> None:
             async with AsyncExitStack() as stack:
-                await self._enter(stack, method, context)
+                await self._enter(stack, method, True, context)
                 responses: AsyncIterator[Any]
                 async with aclosing(behave(request, context)) as responses:
                     async for response in responses:
@@ -90,8 +91,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
         return grpc.unary_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
 
-    async def _enter(self, stack: AsyncExitStack, method: str, context: Context) -> None:
-        call = Call(method, context, _request_id(context))
+    async def _enter(self, stack: AsyncExitStack, method: str, streaming: bool, context: Context) -> None:
+        call = Call(method, streaming, context, _request_id(context))
         context.set_trailing_metadata(call.trailing_metadata)
         for around in self._chain:
             await stack.enter_async_context(around(call))

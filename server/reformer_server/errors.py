@@ -12,11 +12,15 @@ StoredDocumentDamagedError the stored document isn't whole
 StoreUnavailableError      the document store can't be reached
 StoreFullError             the document store has no room for a document
 TenantQuotaError           the tenant has as much as it may have
+UnauthenticatedError       no credentials, or wrong ones
+UnknownIdentityError       a valid client certificate that is no tenant's
+TooManyStreamsError        the tenant has as many calls under way as it may
+TokenRateError             the tenant has used its tokens of the minute up
 DrainingError              the server finishes what it has and takes nothing new
 EngineStoppedError         the engine has stopped; the process is about to end
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from reformer_core.errors import InvalidTextError, InvalidTokensError
@@ -134,6 +138,40 @@ class TenantQuotaError(ServerError):
         self.resource = resource
         self.wanted = wanted
         self.limit = limit
+
+
+class UnauthenticatedError(ServerError):
+    """The call doesn't prove whose it is; the message says what is wrong with its credentials, and never shows them."""
+
+
+class UnknownIdentityError(ServerError):
+    """The client certificate is valid, and its names are those of no tenant, or of several."""
+
+    def __init__(self, identities: Collection[str], *, tenants: int) -> None:
+        names = ", ".join(sorted(identities)) or "no name that is looked at"
+        whose = "no tenant has" if tenants == 0 else f"{tenants} tenants have"
+        super().__init__(f"{whose} the names of this client certificate: {names}")
+
+
+class TooManyStreamsError(ServerError):
+    """The tenant has `streams` calls under way, which is its limit."""
+
+    def __init__(self, streams: int) -> None:
+        super().__init__(f"{streams:,} streaming calls are under way, as many as this tenant may have; end one first")
+        self.streams = streams
+
+
+class TokenRateError(ServerError):
+    """The tenant must wait `retry_seconds` before it may use `tokens` more."""
+
+    def __init__(self, tokens: int, tokens_per_minute: int, retry_seconds: float) -> None:
+        super().__init__(
+            f"{tokens:,} tokens are more than is left of this tenant's {tokens_per_minute:,} a minute; "
+            f"they can be used in {retry_seconds:,.1f} seconds"
+        )
+        self.tokens = tokens
+        self.tokens_per_minute = tokens_per_minute
+        self.retry_seconds = retry_seconds
 
 
 class DrainingError(ServerError):

@@ -9,7 +9,7 @@ import torch
 
 from reformer.v1 import inference_pb2 as pb
 from reformer.v1.inference_pb2_grpc import InferenceServiceServicer
-from reformer_core.events import ContinuationScored, Finished, Progress, Scores
+from reformer_core.events import ContinuationScored, Finished, Progress, Scores, Token
 from reformer_server import convert, tenants, validation
 from reformer_server.calls import Context
 from reformer_server.content import Encoded, Encoder, ids_to_bytes, logprobs_to_bytes
@@ -19,6 +19,7 @@ from reformer_server.errors import InvalidFieldError, naming
 from reformer_server.generation import Generation
 from reformer_server.incoming import first_message, receive
 from reformer_server.metrics import Metrics
+from reformer_server.quotas import Quotas
 from reformer_server.served_model import ServedModel
 from reformer_server.settings import Settings
 from reformer_server.uploads import Uploads
@@ -36,6 +37,7 @@ class InferenceService(InferenceServiceServicer):
         documents: DocumentRegistry,
         uploads: Uploads,
         metrics: Metrics,
+        quotas: Quotas,
     ) -> None:
         self._settings = settings
         self._model = model
@@ -44,6 +46,7 @@ class InferenceService(InferenceServiceServicer):
         self._documents = documents
         self._uploads = uploads
         self._metrics = metrics
+        self._quotas = quotas
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
         """Continues the document and the prompt."""
@@ -55,11 +58,15 @@ class InferenceService(InferenceServiceServicer):
             prompt = await self._prompt(request, required=in_use is None)
             generation = Generation(arrived, in_use, len(prompt), self._metrics)
             document = in_use.document if in_use else None
-            async with self._engine.request(
-                lambda engine, sink: engine.submit_generate(document, prompt, params, sink, deadline=deadline)
-            ) as stream:
+            async with (
+                self._quotas.paying(len(prompt)),
+                self._engine.request(
+                    lambda engine, sink: engine.submit_generate(document, prompt, params, sink, deadline=deadline)
+                ) as stream,
+            ):
                 yield generation.started(params.seed)
                 async for events in stream.batches():
+                    self._quotas.spend(sum(isinstance(event, Token) for event in events))
                     for response in generation.responses(events):
                         yield response
 
@@ -72,9 +79,12 @@ class InferenceService(InferenceServiceServicer):
         token_ids = encoded.token_ids
         total_logprob, decoder = 0.0, self._model.tokenizer.decoder()
         with naming("chunk.data"):
-            async with self._engine.request(
-                lambda engine, sink: engine.submit_score(token_ids, sink, deadline=deadline)
-            ) as stream:
+            async with (
+                self._quotas.paying(len(token_ids)),
+                self._engine.request(
+                    lambda engine, sink: engine.submit_score(token_ids, sink, deadline=deadline)
+                ) as stream,
+            ):
                 async for events in stream.batches():
                     for event in events:
                         if isinstance(event, Progress):
@@ -106,9 +116,12 @@ class InferenceService(InferenceServiceServicer):
             continuations = await self._continuations(request.continuations)
             if not in_use.restored:
                 self._metrics.prefill_tokens.labels("cached").inc(document.tokens)
-            async with self._engine.request(
-                lambda engine, sink: engine.submit_continuations(document, continuations, sink, deadline=deadline)
-            ) as stream:
+            async with (
+                self._quotas.paying(sum(map(len, continuations))),
+                self._engine.request(
+                    lambda engine, sink: engine.submit_continuations(document, continuations, sink, deadline=deadline)
+                ) as stream,
+            ):
                 async for events in stream.batches():
                     for event in events:
                         if isinstance(event, ContinuationScored):

@@ -12,6 +12,7 @@ from reformer_server.engine_thread import EngineThread
 from reformer_server.errors import naming
 from reformer_server.joint import JointWork, Report, Work
 from reformer_server.metrics import Metrics
+from reformer_server.quotas import Quotas
 from reformer_server.restores import Restores
 from reformer_server.served_model import ServedModel
 
@@ -36,9 +37,10 @@ class Prefills:
         archive: Archive,
         restores: Restores,
         metrics: Metrics,
+        quotas: Quotas,
     ) -> None:
         self._model, self._engine, self._encoder, self._cache = model, engine, encoder, cache
-        self._archive, self._restores, self._metrics = archive, restores, metrics
+        self._archive, self._restores, self._metrics, self._quotas = archive, restores, metrics, quotas
         self._work: JointWork[tuple[ContentKey, bool], Reading] = JointWork(
             give_up=lambda reading: cache.release(reading.cached)
         )
@@ -69,11 +71,12 @@ class Prefills:
         token_ids = encoded.token_ids
         try:
             with naming("chunk.data"):
-                document = await obtain_document(
-                    self._engine,
-                    lambda engine, sink: engine.submit_prefill(token_ids, sink, keep_scores=keep_scores),
-                    report,
-                )
+                async with self._quotas.paying(len(token_ids)):
+                    document = await obtain_document(
+                        self._engine,
+                        lambda engine, sink: engine.submit_prefill(token_ids, sink, keep_scores=keep_scores),
+                        report,
+                    )
         except BaseException:
             self._archive.settle(content.key)
             raise

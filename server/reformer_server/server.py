@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from reformer.v1 import document_pb2, document_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
 from reformer_core import Engine, SamplingParams
 from reformer_core.errors import OutOfMemoryError, TooManyTokensError
+from reformer_server.access import Access
 from reformer_server.archive import Archive, StoreArchive
 from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.calls import CallInterceptor
@@ -27,6 +28,7 @@ from reformer_server.inference_service import InferenceService
 from reformer_server.metrics import Metrics, MetricsPort
 from reformer_server.model_service import ModelService
 from reformer_server.prefills import Prefills
+from reformer_server.quotas import Quotas
 from reformer_server.restores import Restores
 from reformer_server.served_model import ServedModel
 from reformer_server.settings import Settings, SettingsError
@@ -65,11 +67,19 @@ class Server:
     """Made, started, awaited and stopped on one event loop."""
 
     def __init__(
-        self, settings: Settings, model: ServedModel, build_engine: Callable[[], Engine] | None = None
+        self,
+        settings: Settings,
+        model: ServedModel,
+        build_engine: Callable[[], Engine] | None = None,
+        access: Access | None = None,
     ) -> None:
-        """`build_engine` runs on the engine's thread. Default: an Engine as the settings say."""
+        """`build_engine` runs on the engine's thread. Default: an Engine, and access, as the settings say.
+
+        Raises SettingsError.
+        """
         self.settings = settings
         self.model = model
+        self.access = access or Access(settings)
         self.metrics = Metrics()
         self.port = 0
         self.metrics_port = 0
@@ -93,8 +103,15 @@ class Server:
         self.engine.make_room = self._make_room
         self.engine.seconds_until_room = self.documents.seconds_until_one_ends
         self._admission = Admission()
+        self._quotas = Quotas()
         self._health = health.aio.HealthServicer()
-        chain = (counting(self.metrics), errors_to_status, self._admission.around)
+        chain = (
+            counting(self.metrics),
+            errors_to_status,
+            *self.access.links,
+            self._admission.around,
+            self._quotas.around,
+        )
         self._grpc = grpc.aio.server(interceptors=[CallInterceptor(chain)], options=OPTIONS)
         self._add_services()
         self._metrics_port: MetricsPort | None = None
@@ -105,12 +122,12 @@ class Server:
     def _add_services(self) -> None:
         settings, model, engine, encoder = self.settings, self.model, self.engine, self._encoder
         documents, cache, uploads, metrics = self.documents, self.cache, self.uploads, self.metrics
-        prefills = Prefills(model, engine, encoder, cache, self.archive, self.restores, metrics)
+        prefills = Prefills(model, engine, encoder, cache, self.archive, self.restores, metrics, self._quotas)
         document_pb2_grpc.add_DocumentServiceServicer_to_server(
             DocumentService(settings, model, engine, documents, cache, uploads, prefills, metrics), self._grpc
         )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceService(settings, model, engine, encoder, documents, uploads, metrics), self._grpc
+            InferenceService(settings, model, engine, encoder, documents, uploads, metrics, self._quotas), self._grpc
         )
         model_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelService(settings, model, engine, encoder, lambda: self._admission.draining), self._grpc
@@ -127,18 +144,12 @@ class Server:
         self._metrics_port = MetricsPort(settings.host, settings.metrics_port, self.metrics.registry)
         self.metrics_port = self._metrics_port.port
         await self._say_serving(False)
-        self.port = self._listen()
+        self.port = self.access.listen(self._grpc)
         await self._grpc.start()
-        self._background = [asyncio.create_task(self._sweep()), asyncio.create_task(self.archive.keep_house())]
+        background = (self._sweep(), self.archive.keep_house(), self.access.watch())
+        self._background = [asyncio.create_task(work) for work in background]
         await self._warm_up()
         await self._say_serving(True)
-
-    def _listen(self) -> int:
-        address = f"{self.settings.host}:{self.settings.port}"
-        try:
-            return self._grpc.add_insecure_port(address)
-        except RuntimeError as error:  # gRPC knows no better class
-            raise OSError(f"can't listen on {address}: {error}") from error
 
     def tell_to_stop(self) -> None:
         """Ends `until_stopped`; a second time, ends the grace period too."""

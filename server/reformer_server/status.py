@@ -1,5 +1,6 @@
 """One table from error class to gRPC status code and `google.rpc` details; the client has the same table backwards."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,9 +28,13 @@ def _nothing(error: Exception) -> list[Message]:
 
 
 def _retry_later(error: Exception) -> list[Message]:
-    delay = Duration()
-    delay.FromMilliseconds(round(1000 * getattr(error, "retry_seconds", RETRY_SECONDS)))
-    return [error_details_pb2.RetryInfo(retry_delay=delay)]
+    """After the time that the error names, if it knows one; rounded up, so that the next try isn't too early."""
+    milliseconds = math.ceil(1000 * getattr(error, "retry_seconds", RETRY_SECONDS))
+    return [
+        error_details_pb2.RetryInfo(
+            retry_delay=Duration(seconds=milliseconds // 1000, nanos=milliseconds % 1000 * 10**6)
+        )
+    ]
 
 
 def _bad_field(name: Callable[[Any], str]) -> Details:
@@ -112,6 +117,15 @@ TABLE: Mapping[type[Exception], Row] = {
     server.UploadMemoryError: Row(
         StatusCode.RESOURCE_EXHAUSTED, "UPLOAD_MEMORY", ("needed_bytes", "free_bytes"), _quota("upload memory")
     ),
+    server.TooManyStreamsError: Row(
+        StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS", ("streams",), _quota("streams of the tenant")
+    ),
+    server.TokenRateError: Row(
+        StatusCode.RESOURCE_EXHAUSTED, "TOKEN_RATE", ("tokens", "tokens_per_minute"), _quota("tokens of the tenant")
+    ),
+    # who may not call
+    server.UnauthenticatedError: Row(StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    server.UnknownIdentityError: Row(StatusCode.PERMISSION_DENIED, "UNKNOWN_IDENTITY"),
     server.StoreFullError: Row(
         StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL", ("needed_bytes", "free_bytes"), _quota("document store")
     ),

@@ -38,6 +38,10 @@ EXAMPLES = {
     server.OtherModelError("a"): "FAILED_PRECONDITION",
     server.StoredDocumentDamagedError("its data ends too early"): "DATA_LOSS",
     server.StoreUnavailableError("s3://b", "no route"): "UNAVAILABLE",
+    server.UnauthenticatedError("no token"): "UNAUTHENTICATED",
+    server.UnknownIdentityError(["cn:a"], tenants=0): "PERMISSION_DENIED",
+    server.TooManyStreamsError(3): "RESOURCE_EXHAUSTED",
+    server.TokenRateError(50, 100, 1.5): "RESOURCE_EXHAUSTED",
     server.DrainingError(): "UNAVAILABLE",
     server.EngineStoppedError(): "UNAVAILABLE",
     core.InvalidTokensError("empty"): "INVALID_ARGUMENT",
@@ -80,6 +84,15 @@ def test_examples_are_complete() -> None:
 def test_no_retry_for_what_never_fits() -> None:
     status = to_status(core.OutOfMemoryError(5, 4, fits_when_idle=False), "r1")
     assert not any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in status.details)
+
+
+@pytest.mark.parametrize(("seconds", "milliseconds"), [(0.0, 0), (0.0001, 1), (1.5, 1500), (90.2501, 90_251)])
+def test_the_delay_is_the_errors_own_and_never_too_short(seconds: float, milliseconds: int) -> None:
+    status = to_status(server.TokenRateError(50, 100, seconds), "r1")
+    info = error_details_pb2.RetryInfo()
+    [packed] = [detail for detail in status.details if detail.Is(info.DESCRIPTOR)]
+    packed.Unpack(info)
+    assert info.retry_delay.ToMilliseconds() == milliseconds
 
 
 def test_a_bug_shows_nothing_but_the_request_id() -> None:
