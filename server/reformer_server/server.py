@@ -45,8 +45,6 @@ OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share
     # Notice clients that vanished without a word, and let idle clients ask whether we are still there.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),  # as many as it takes: a reader can be silent for minutes
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
@@ -80,7 +78,8 @@ class Server:
         self._admission = Admission()
         self._health = health.aio.HealthServicer()
         chain = (counting(self.metrics), errors_to_status, self._admission.around)
-        self._grpc = grpc.aio.server(interceptors=[CallInterceptor(chain)], options=OPTIONS)
+        options = (*OPTIONS, *_keepalive(settings.keepalive_seconds))
+        self._grpc = grpc.aio.server(interceptors=[CallInterceptor(chain)], options=options)
         self._add_services()
         self._metrics_port: MetricsPort | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -184,6 +183,12 @@ class Server:
             await asyncio.sleep(SWEEP_SECONDS)
             self.documents.sweep()
             self.uploads.sweep()
+
+
+def _keepalive(silence_seconds: float) -> tuple[tuple[str, int], ...]:
+    """A client that has been silent is asked, and has a third of that time to answer; then its calls are cancelled."""
+    milliseconds = max(round(1000 * silence_seconds), 1)
+    return (("grpc.keepalive_time_ms", milliseconds), ("grpc.keepalive_timeout_ms", max(milliseconds // 3, 1)))
 
 
 def _build_engine(settings: Settings, model: ServedModel) -> Engine:
