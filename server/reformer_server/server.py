@@ -187,8 +187,13 @@ class Server:
 
 def _keepalive(silence_seconds: float) -> tuple[tuple[str, int], ...]:
     """A client that has been silent is asked, and has a third of that time to answer; then its calls are cancelled."""
-    milliseconds = max(round(1000 * silence_seconds), 1)
-    return (("grpc.keepalive_time_ms", milliseconds), ("grpc.keepalive_timeout_ms", max(milliseconds // 3, 1)))
+    silence = max(round(1000 * silence_seconds), 1)
+    answer = max(silence // 3, 1)
+    return (
+        ("grpc.keepalive_time_ms", silence),
+        ("grpc.keepalive_timeout_ms", answer),
+        ("grpc.http2.ping_timeout_ms", answer),  # the one that gRPC keeps to; a minute, where it isn't set
+    )
 
 
 def _build_engine(settings: Settings, model: ServedModel) -> Engine:

@@ -16,7 +16,7 @@ import pytest
 from benchmarks.bars import Bar
 from benchmarks.serving import ServerProcess
 from reformer.v1 import document_pb2_grpc
-from reformer_client import AsyncClient, Client
+from reformer_client import AsyncClient, Client, Keepalive, UnavailableError
 from tests.e2e.conftest import until
 from tests.faults import clients
 from tests.faults.campaign import Campaign
@@ -111,3 +111,16 @@ async def test_half_open_connection(start: Start, campaign: Campaign) -> None:
     assert "Traceback" not in server.log
     allowed = keepalive_seconds * 4 / 3 + 1
     campaign.measured(fault, Bar("time until all work has ended, seconds", seconds, most=allowed))
+
+
+async def test_half_open_connection_to_the_server(server: ServerProcess) -> None:
+    """The other way round: a client finds out that its server has vanished, as soon as its Keepalive says."""
+    keepalive = Keepalive(time_seconds=1, timeout_seconds=0.5)
+    async with proxying(server.port) as proxy, AsyncClient(proxy.address, keepalive=keepalive) as client:
+        stream = client.generate("x", max_tokens=100_000)
+        await anext(stream)
+        proxy.stall()
+        async with asyncio.timeout(5):
+            with pytest.raises(UnavailableError):
+                await stream.collect()
+    await asyncio.to_thread(until, lambda: idle(server))
