@@ -31,7 +31,7 @@ TIMES = {
     "SIGTERM under load": Times(1, 20),
     "engine dies": Times(1, 10),
     "streams cancelled": Times(300, 10_000),
-    "readers that stall": Times(20, 100),
+    "readers that stall": Times(10, 100),
     "allocations that fail in the engine": Times(60, 3000),
     "allocations that fail in the server": Times(1, 20),
     "connections corrupted": Times(15, 1000),
@@ -59,6 +59,7 @@ class Campaign:
         """
         if self.full:
             self._note(fault, bars, self.times(fault) if count is None else count)
+        print(bars)
         missed = [bar for bar in bars if not bar.met]
         assert not missed, missed
 
