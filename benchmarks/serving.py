@@ -89,7 +89,7 @@ def serving(
     Raises:
         RuntimeError: it ended instead of serving.
     """
-    options = ("serve", "--port", 0, "--metrics-port", 0, "--json", *arguments)
+    options = ("serve", "--port", 0, "--metrics-port", 0, "--store", "none", "--json", *arguments)
     command = reformer(*options) if program is None else [*program, *map(str, options)]
     environment = os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with (

@@ -26,6 +26,7 @@ from reformer_core.model import ReformerModel
 from reformer_core.pages import PageLayout, PagePool
 from reformer_core.placement import available_memory
 from reformer_core.requests import PrefillRequest, Request, Resources, ScoreRequest
+from reformer_core.restore import PageSource, RestoreRequest
 from reformer_core.sampling_params import SamplingParams
 from reformer_core.scheduler import Scheduler
 from reformer_core.session import Session
@@ -114,6 +115,25 @@ class Engine:
         """
         token_ids = self._checked(token_ids)
         return self._scheduler.submit(PrefillRequest(self._resources, token_ids, keep_scores, sink, deadline))
+
+    def submit_restore(
+        self,
+        token_ids: torch.Tensor,
+        scores: torch.Tensor | None,
+        source: PageSource,
+        sink: Sink,
+        *,
+        deadline: float | None = None,
+    ) -> Request:
+        """Takes back a document that this model read: Started, Progress …, DocumentReady, Finished. Raises as above.
+
+        Args:
+            token_ids: the document's, int [n].
+            scores: the document's, float32 [n], or None.
+            source: the document's pages, by the same page layout. The engine looks for more in every turn.
+        """
+        token_ids = self._checked(token_ids)
+        return self._scheduler.submit(RestoreRequest(self._resources, token_ids, scores, source, sink, deadline))
 
     def submit_score(self, token_ids: torch.Tensor, sink: Sink, *, deadline: float | None = None) -> Request:
         """Scores a text, int [n], and retains nothing: Started, Progress …, Scores …, Finished. Raises as above."""

@@ -15,6 +15,7 @@ from reformer_core.errors import DeadlineExceededError, OutOfMemoryError, QueueF
 from reformer_core.events import Failed, Finished, FinishReason, Started, Token
 from reformer_core.memory_plan import MemoryPlan
 from reformer_core.requests import PrefillRequest, Request, Resources
+from reformer_core.restore import RestoreRequest
 from reformer_core.session_requests import GenerateRequest
 from reformer_core.turns import Balance, Rotation, Stopwatch
 
@@ -186,7 +187,7 @@ class Scheduler:
             self.reading.remove(request)
             self.decoding.append(request)
         else:
-            if isinstance(request, PrefillRequest) and request.document is not None:
+            if isinstance(request, PrefillRequest | RestoreRequest) and request.document is not None:
                 self._admission.keep(request.document)
             self.end(request, FinishReason.DONE)
 

@@ -7,6 +7,11 @@ NoScoresError              the document was created without keep_scores
 DocumentExistsError        another content has this id
 UploadAbortedError         another call took the upload over, or the document was deleted meanwhile
 UploadMemoryError          too much content is being uploaded at once
+OtherModelError            the stored document was made by other weights
+StoredDocumentDamagedError the stored document isn't whole
+StoreUnavailableError      the document store can't be reached
+StoreFullError             the document store has no room for a document
+TenantQuotaError           the tenant has as much as it may have
 DrainingError              the server finishes what it has and takes nothing new
 EngineStoppedError         the engine has stopped; the process is about to end
 """
@@ -83,6 +88,52 @@ class UploadMemoryError(ServerError):
         super().__init__(f"the upload needs {needed_bytes:,} bytes, {free_bytes:,} are free for uploads")
         self.needed_bytes = needed_bytes
         self.free_bytes = free_bytes
+
+
+class OtherModelError(ServerError):
+    """The document was read by another model, or with other hashes; what was kept of it is of no use to this one."""
+
+    def __init__(self, document_id: str) -> None:
+        super().__init__(f"document {document_id!r} was read by another model; upload it again")
+        self.document_id = document_id
+
+
+class StoredDocumentDamagedError(ServerError):
+    """What the store has of a document isn't what was written; it has been dropped."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the stored document is damaged: {reason}; upload it again")
+
+
+class StoreUnavailableError(ServerError):
+    """The document store can't be reached; `url` says which, `reason` what its driver said."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__("the document store can't be used now; try again in a moment")  # paths are the server's own
+        self.url = url
+        self.reason = reason
+
+
+class StoreFullError(ServerError):
+    """The store can't keep one more document for as long as its lease says."""
+
+    def __init__(self, needed_bytes: int, free_bytes: int) -> None:
+        super().__init__(
+            f"the document needs {needed_bytes:,} bytes of storage for its lease, {free_bytes:,} are free; "
+            "delete documents, or wait until leases end"
+        )
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+
+
+class TenantQuotaError(ServerError):
+    """The tenant would have more than it may; `resource` says of what."""
+
+    def __init__(self, resource: str, wanted: int, limit: int) -> None:
+        super().__init__(f"that would make {wanted:,} {resource}, but {limit:,} are allowed; delete documents first")
+        self.resource = resource
+        self.wanted = wanted
+        self.limit = limit
 
 
 class DrainingError(ServerError):

@@ -50,10 +50,11 @@ class InferenceService(InferenceServiceServicer):
         arrived = time.monotonic()
         deadline = validation.deadline(context)
         params = validation.sampling_params(request.sampling)
-        document_id = validation.optional_document_id(request, context)
-        async with self._documents.use(document_id) if document_id else nullcontext() as document:
-            prompt = await self._prompt(request, required=document is None)
-            generation = Generation(arrived, document, len(prompt), self._metrics)
+        name = validation.optional_document_name(request, context)
+        async with self._documents.use(name) if name else nullcontext() as in_use:
+            prompt = await self._prompt(request, required=in_use is None)
+            generation = Generation(arrived, in_use, len(prompt), self._metrics)
+            document = in_use.document if in_use else None
             async with self._engine.request(
                 lambda engine, sink: engine.submit_generate(document, prompt, params, sink, deadline=deadline)
             ) as stream:
@@ -99,10 +100,12 @@ class InferenceService(InferenceServiceServicer):
     ) -> AsyncIterator[pb.ScoreContinuationsResponse]:
         """Scores each continuation of the document by itself."""
         deadline = validation.deadline(context)
-        document_id = validation.document_id(request, context)
-        async with self._documents.use(document_id) as document:
+        name = validation.document_name(request, context)
+        async with self._documents.use(name) as in_use:
+            document = in_use.document
             continuations = await self._continuations(request.continuations)
-            self._metrics.prefill_tokens.labels("cached").inc(document.tokens)
+            if not in_use.restored:
+                self._metrics.prefill_tokens.labels("cached").inc(document.tokens)
             async with self._engine.request(
                 lambda engine, sink: engine.submit_continuations(document, continuations, sink, deadline=deadline)
             ) as stream:
@@ -130,7 +133,9 @@ class InferenceService(InferenceServiceServicer):
 
     async def _receive(self, requests: AsyncIterator[pb.ScoreRequest]) -> Encoded:
         header = (await first_message(requests)).header
-        announced = validation.content_header(header, str(uuid.uuid4()), self._settings, self._model)
+        announced = validation.content_header(
+            header, validation.own_name(str(uuid.uuid4())), self._settings, self._model
+        )
         async with self._uploads.hold(announced) as upload:
             upload.forget()
             await receive(requests, upload)

@@ -13,25 +13,31 @@ from grpc_reflection.v1alpha import reflection
 from reformer.v1 import document_pb2, document_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
 from reformer_core import Engine, SamplingParams
 from reformer_core.errors import OutOfMemoryError, TooManyTokensError
+from reformer_server.archive import Archive, StoreArchive
+from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.calls import CallInterceptor
 from reformer_server.chain import Admission, counting, errors_to_status
 from reformer_server.content import Encoder
 from reformer_server.document_service import DocumentService
 from reformer_server.documents import DocumentRegistry
 from reformer_server.engine_thread import EngineThread
-from reformer_server.errors import DrainingError, EngineStoppedError
+from reformer_server.errors import DrainingError, EngineStoppedError, StoreUnavailableError
 from reformer_server.gauges import load_gauges
 from reformer_server.inference_service import InferenceService
 from reformer_server.metrics import Metrics, MetricsPort
 from reformer_server.model_service import ModelService
 from reformer_server.prefills import Prefills
+from reformer_server.restores import Restores
 from reformer_server.served_model import ServedModel
-from reformer_server.settings import Settings, SettingsError
+from reformer_server.settings import NO_STORE, Settings, SettingsError
+from reformer_server.store.document_store import DocumentStore
 from reformer_server.uploads import Uploads
 from reformer_server.version import VERSION
+from reformer_server.write_behind import WriteBehind
 
 MAX_MESSAGE_BYTES = 1 << 20
 SWEEP_SECONDS = 1.0
+WRITTEN_SECONDS = 10.0  # that a request waits for the store to take a document, whose memory it needs
 STOP_SECONDS = 1.0  # for calls to send their last status after they were told to end
 
 SERVICES = tuple(
@@ -72,9 +78,15 @@ class Server:
             memory_bytes=settings.upload_memory_bytes,
             retention_seconds=settings.upload_retention_seconds,
         )
-        self.documents = DocumentRegistry(
-            self.uploads, self.metrics, free=lambda document: self.engine.post(lambda engine: document.close())
-        )
+        self.cache = DocumentCache(self._free, self.metrics)
+        self.archive = _open_archive(settings, model, self.metrics)
+        self.restores = Restores(self.engine, self.archive, self.cache, self.metrics)
+        self.documents = DocumentRegistry(self.uploads, self.cache, self.archive, self.restores, self.metrics)
+        self.write_behind: WriteBehind | None = None
+        if isinstance(self.archive, StoreArchive):
+            self.write_behind = WriteBehind(self.engine, self.archive, self.cache, self.documents.holds)
+            self.documents.persist = self.write_behind.persist
+        self.engine.make_room = self._make_room
         self._admission = Admission()
         self._health = health.aio.HealthServicer()
         chain = (counting(self.metrics), errors_to_status, self._admission.around)
@@ -82,16 +94,16 @@ class Server:
         self._grpc = grpc.aio.server(interceptors=[CallInterceptor(chain)], options=options)
         self._add_services()
         self._metrics_port: MetricsPort | None = None
-        self._sweeper: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
         self._told_to_stop = asyncio.Event()
         self._hurry = asyncio.Event()
 
     def _add_services(self) -> None:
         settings, model, engine, encoder = self.settings, self.model, self.engine, self._encoder
-        documents, uploads, metrics = self.documents, self.uploads, self.metrics
-        prefills = Prefills(engine, encoder, documents, metrics)
+        documents, cache, uploads, metrics = self.documents, self.cache, self.uploads, self.metrics
+        prefills = Prefills(model, engine, encoder, cache, self.archive, self.restores, metrics)
         document_pb2_grpc.add_DocumentServiceServicer_to_server(
-            DocumentService(settings, model, documents, uploads, prefills, metrics), self._grpc
+            DocumentService(settings, model, documents, cache, uploads, prefills, metrics), self._grpc
         )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceService(settings, model, engine, encoder, documents, uploads, metrics), self._grpc
@@ -106,14 +118,14 @@ class Server:
         """Listens, warms up, and then says that it serves. Raises what is in the way; `stop` is due all the same."""
         settings = self.settings
         await self.engine.start()
-        self.metrics.watch(load_gauges(self.engine, self.documents, self.model.model.device))
+        self.metrics.watch(load_gauges(self.engine, self.cache, self.archive, settings, self.model.model.device))
         self.metrics.build_info(version=VERSION, model=self.model.name, torch=torch.__version__)
         self._metrics_port = MetricsPort(settings.host, settings.metrics_port, self.metrics.registry)
         self.metrics_port = self._metrics_port.port
         await self._say_serving(False)
         self.port = self._listen()
         await self._grpc.start()
-        self._sweeper = asyncio.create_task(self._sweep())
+        self._background = [asyncio.create_task(self._sweep()), asyncio.create_task(self.archive.keep_house())]
         await self._warm_up()
         await self._say_serving(True)
 
@@ -143,15 +155,18 @@ class Server:
         await self._health.enter_graceful_shutdown()
         await self._drain()
         await self._grpc.stop(STOP_SECONDS)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for task in self._background:
+            task.cancel()
+        if self.write_behind is not None and (lost := self.write_behind.stop()):
+            logger.warning("%d documents are not in the store", lost)
         await self.engine.stop()
+        self.archive.close()
         self._encoder.close()
         if self._metrics_port is not None:
             await self._metrics_port.stop()
 
     async def _drain(self) -> None:
-        drained = asyncio.create_task(self._admission.drain())
+        drained = asyncio.create_task(self._finish())
         hurried = asyncio.create_task(self._hurry.wait())
         died = asyncio.create_task(self.engine.ended.wait())
         await asyncio.wait(
@@ -162,6 +177,25 @@ class Server:
             self.engine.post(lambda engine: engine.fail_all(DrainingError()))
         for task in (drained, hurried, died):
             task.cancel()
+
+    async def _finish(self) -> None:
+        """Waits for the calls that run, and for what the store doesn't have yet."""
+        await self._admission.drain()
+        if self.write_behind is not None:
+            await self.write_behind.drain()
+
+    def _free(self, cached: CachedDocument) -> None:
+        self.engine.post(lambda engine: cached.document.close())
+        if not cached.stored:
+            self.archive.settle(cached.key)
+
+    async def _make_room(self, nbytes: int) -> bool:
+        """Expired documents first, then those that the store has; if there are none, what it will have next."""
+        if self.documents.sweep() or self.cache.evict(nbytes):
+            return True
+        if self.write_behind is None or not await self.write_behind.next_written(WRITTEN_SECONDS):
+            return False
+        return self.cache.evict(nbytes) > 0
 
     async def _say_serving(self, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
@@ -194,6 +228,18 @@ def _keepalive(silence_seconds: float) -> tuple[tuple[str, int], ...]:
         ("grpc.keepalive_timeout_ms", answer),
         ("grpc.http2.ping_timeout_ms", answer),  # the one that gRPC keeps to; a minute, where it isn't set
     )
+
+
+def _open_archive(settings: Settings, model: ServedModel, metrics: Metrics) -> Archive:
+    if settings.store == NO_STORE:
+        return Archive(model.identity)
+    try:
+        store = DocumentStore(settings.store)
+    except StoreUnavailableError as error:
+        raise SettingsError(
+            f"store: {settings.store} can't be used: {error.reason}; set --store to a folder, an fsspec URL or none"
+        ) from error
+    return StoreArchive(model.identity, store, settings.store_quota_bytes, metrics)
 
 
 def _build_engine(settings: Settings, model: ServedModel) -> Engine:

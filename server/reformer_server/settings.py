@@ -9,9 +9,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_data_path
+
 from reformer_server.units import parse_duration, parse_size
 
 ENVIRONMENT_PREFIX = "REFORMER_"
+NO_STORE = "none"
+DEFAULT_STORE = str(user_data_path("reformer-serve") / "documents")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -63,6 +67,12 @@ class Settings:
         "default-lease", parse_duration, "1h", "Lease of a document whose creator asked for none."
     )
     max_lease_seconds: float = _setting("max-lease", parse_duration, "7d", "Longest lease that is granted.")
+    store: str = _setting(
+        "store", str, DEFAULT_STORE, "Folder or fsspec URL (s3://bucket/folder) where documents are kept, or none."
+    )
+    store_quota_bytes: int | None = _setting(
+        "store-quota", parse_size, None, "Most that the store may take. Default: what its disk has room for."
+    )
     drain_grace_seconds: float = _setting(
         "drain-grace", parse_duration, "30s", "Time that running calls get to finish when the server is stopped."
     )
@@ -78,6 +88,8 @@ class Settings:
 
         require("log_level", self.log_level in LOG_LEVELS, f"one of {', '.join(LOG_LEVELS)}")
         require("host", bool(self.host), "an address")
+        require("store", bool(self.store), f"a folder, a URL or {NO_STORE}")
+        require("store_quota_bytes", self.store_quota_bytes is None or self.store_quota_bytes > 0, "above 0")
         for name in ("port", "metrics_port"):
             require(name, 0 <= getattr(self, name) < 65536, "between 0 and 65535")
         require("memory_bytes", self.memory_bytes is None or self.memory_bytes > 0, "above 0")

@@ -110,6 +110,24 @@ TABLE: Mapping[type[Exception], Row] = {
     server.UploadMemoryError: Row(
         StatusCode.RESOURCE_EXHAUSTED, "UPLOAD_MEMORY", ("needed_bytes", "free_bytes"), _quota("upload memory")
     ),
+    server.StoreFullError: Row(
+        StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL", ("needed_bytes", "free_bytes"), _quota("document store")
+    ),
+    server.TenantQuotaError: Row(
+        StatusCode.RESOURCE_EXHAUSTED,
+        "TENANT_QUOTA",
+        ("resource", "wanted", "limit"),
+        _quota("tenant", retry=lambda error: False),
+    ),
+    # what the store says
+    server.OtherModelError: Row(
+        StatusCode.FAILED_PRECONDITION,
+        "OTHER_MODEL",
+        ("document_id",),
+        _failed_precondition("DOCUMENT_MODEL", lambda error: "read by another model"),
+    ),
+    server.StoredDocumentDamagedError: Row(StatusCode.DATA_LOSS, "DOCUMENT_DAMAGED"),
+    server.StoreUnavailableError: Row(StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", (), _retry_later),
     # what ended
     server.DrainingError: Row(StatusCode.UNAVAILABLE, "DRAINING", (), _retry_later),
     server.EngineStoppedError: Row(StatusCode.UNAVAILABLE, "ENGINE_STOPPED", (), _retry_later),

@@ -1,4 +1,4 @@
-"""Tenants: who a call belongs to, and what each may use. A document, an id and a cached content belong to one tenant."""
+"""Tenants: who a call belongs to, and what each may use. A document, an id, a cached content belong to one."""
 
 from contextvars import ContextVar, Token
 from dataclasses import dataclass

@@ -86,7 +86,7 @@ def served_model() -> ServedModel:
 
 @asynccontextmanager
 async def running_server(model: ServedModel, engine: Any, **settings: Any) -> AsyncIterator[Running]:
-    settings = {"port": 0, "metrics_port": 0, "drain_grace_seconds": 2.0, **settings}
+    settings = {"store": "none", "port": 0, "metrics_port": 0, "drain_grace_seconds": 2.0, **settings}
     server = Server(Settings(**settings), model, lambda: engine)  # type: ignore[arg-type]
     try:
         await server.start()
