@@ -45,6 +45,8 @@ class EngineLoad:
     waiting_by_owner: Mapping[Hashable, int]
     retry_seconds: float
     """When those that wait now should have begun."""
+    prefill_speed: float | None
+    """Tokens a second at which documents are read at most; None: not known yet."""
     decode_batch_size: int
     documents: int
     used_page_bytes: int
@@ -213,6 +215,7 @@ class Engine:
             waiting=len(self._scheduler.waiting),
             waiting_by_owner=self._scheduler.waiting.counts,
             retry_seconds=self._scheduler.retry_seconds,
+            prefill_speed=self._scheduler.prefill_speed,
             decode_batch_size=self._scheduler.decode_batch_size,
             documents=len(self._admission.documents),
             used_page_bytes=self.pool.used_pages * self.pool.layout.page_bytes,

@@ -7,6 +7,8 @@ from reformer_core.session_requests import GenerateRequest
 
 RECENT = 0.1  # weight of the latest observation
 DEVIATIONS = 2.0  # that a cautious estimate is above the mean
+TELLING_TOKENS = 1024  # a shorter one's speed says nothing of a long one's
+OPTIMISM = 1.5  # how much faster than ever before a reading might be
 FADING = 0.98  # of the best speed, at every observation that doesn't reach it
 SHORTEST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 1.0, 60.0
 
@@ -44,7 +46,7 @@ class Pace:
 
     def read(self, request: Request) -> None:
         """A request's tokens were read, in the time that it was worked on."""
-        if request.worked_seconds > 0 and request.tokens > 0:
+        if request.worked_seconds > 0 and request.tokens >= TELLING_TOKENS:
             kind, speed = type(request), request.tokens / request.worked_seconds
             self._tokens_per_second[kind] = max(speed, FADING * self._tokens_per_second.get(kind, 0.0))
 
@@ -57,13 +59,18 @@ class Pace:
             self._used_share.observe(request.generated / request.params.max_tokens)
             self._seconds_per_token.observe(request.timings.decode_seconds / (request.generated - 1))
 
+    def reading_speed(self, kind: type[Request]) -> float | None:
+        """Tokens a second that such requests won't exceed: half as many again as at best; None: not known yet."""
+        best = self._tokens_per_second.get(kind)
+        return None if best is None else OPTIMISM * best
+
     def expected_seconds(self, request: Request, *, decoding: bool) -> float:
         """Until a request that begins now has read its tokens and, with `decoding`, is over.
 
-        As far as that can be known: reading goes at the best speed there was, as if nothing else were done; a
-        generation takes as long as others seldom exceeded lately, and ends as early as they did.
+        As far as that can be known: reading goes at its best speed, as if nothing else were done; a generation takes as
+        long as others seldom exceeded lately, and ends as early as they did.
         """
-        speed = self._tokens_per_second.get(type(request))
+        speed = self.reading_speed(type(request))
         seconds = 0.0 if speed is None else request.tokens / speed
         if decoding and isinstance(request, GenerateRequest):
             tokens = self._used_share.mean * request.params.max_tokens

@@ -74,6 +74,11 @@ class Scheduler:
         """When those that wait now should have begun."""
         return self._pace.seconds_to_serve(len(self.waiting))
 
+    @property
+    def prefill_speed(self) -> float | None:
+        """Tokens a second at which documents are read at most; None: not known yet."""
+        return self._pace.reading_speed(PrefillRequest)
+
     def step(self) -> bool:
         """One turn. Returns whether anything could be done: if not, nothing runs, or all readers are behind."""
         with torch.inference_mode():

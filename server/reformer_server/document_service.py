@@ -1,5 +1,6 @@
 """DocumentService: uploads, leases, scores of documents."""
 
+import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -7,10 +8,11 @@ from functools import partial
 
 from reformer.v1 import document_pb2 as pb
 from reformer.v1.document_pb2_grpc import DocumentServiceServicer
+from reformer_core.errors import DeadlineExceededError
 from reformer_server import convert, tenants, validation
 from reformer_server.cache import DocumentCache
 from reformer_server.calls import Context
-from reformer_server.content import DocumentName
+from reformer_server.content import ContentKey, DocumentName
 from reformer_server.documents import DocumentRegistry, Entry
 from reformer_server.engine_thread import EngineThread
 from reformer_server.errors import NoScoresError
@@ -20,6 +22,7 @@ from reformer_server.paging import page
 from reformer_server.prefills import Prefills
 from reformer_server.served_model import ServedModel
 from reformer_server.settings import Settings
+from reformer_server.tenants import Limits
 from reformer_server.uploads import Uploads
 
 
@@ -53,6 +56,7 @@ class DocumentService(DocumentServiceServicer):
         header = (await first_message(request_iterator)).header
         name = validation.optional_document_name(header, context, "header.document_id")
         name = name or validation.own_name(str(uuid.uuid4()))
+        deadline = validation.deadline(context)
         lease = validation.lease_seconds(header, self._settings, "header.lease")
         announced = validation.content_header(header, name, self._settings, self._model)
         there = await self._documents.check(announced)
@@ -77,7 +81,7 @@ class DocumentService(DocumentServiceServicer):
                 answer = self._reused(self._documents.add(name, upload.nbytes, cached, lease))
             else:
                 upload.state = "prefilling"
-                check = partial(self._documents.check_limits, name, tenant.limits, content.key)
+                check = partial(self._check_document, name, tenant.limits, content.key, deadline)
                 async with self._prefills.follow(content, check, keep_scores=header.keep_scores) as work:
                     async for progress in work.progress():
                         yield pb.CreateDocumentResponse(progress=convert.progress(progress))
@@ -124,6 +128,25 @@ class DocumentService(DocumentServiceServicer):
             blocks = convert.score_blocks(wanted.start, document.scores[part], document.token_ids[part], decoder)
             for block in blocks:
                 yield pb.ReadDocumentScoresResponse(scores=block)
+
+    def _check_document(
+        self,
+        name: DocumentName,
+        limits: Limits,
+        key: ContentKey,
+        deadline: float | None,
+        tokens: int,
+        document_bytes: int,
+    ) -> None:
+        """Raises TenantQuotaError; and DeadlineExceededError if reading can't be over in time, by far."""
+        self._documents.check_limits(name, limits, key, document_bytes)
+        speed = self._engine.load.prefill_speed
+        if deadline is not None and speed is not None:
+            seconds, left = tokens / speed, deadline - time.monotonic()
+            if seconds > left:
+                raise DeadlineExceededError(
+                    f"reading {tokens:,} tokens takes at least {seconds:.1f} s, but the deadline is in {left:.1f} s"
+                )
 
     def _reused(self, entry: Entry) -> pb.CreateDocumentResponse:
         self._metrics.prefill_tokens.labels("cached").inc(entry.tokens)

@@ -47,12 +47,12 @@ class Prefills:
 
     @asynccontextmanager
     async def follow(
-        self, content: Content, check: Callable[[int], None], *, keep_scores: bool
+        self, content: Content, check: Callable[[int, int], None], *, keep_scores: bool
     ) -> AsyncIterator[Work[Reading]]:
         """The reading of this content: it comes from the store, if it is there, and else is computed.
 
         Args:
-            check: raises what there is against a document of so many bytes.
+            check: raises what there is against a document of so many tokens and bytes, before it is read.
 
         The result raises InvalidFieldError, TooManyTokensError, StoreFullError, and what the engine has against it.
         """
@@ -60,13 +60,16 @@ class Prefills:
         async with self._work.follow(key, lambda report: self._read(content, check, keep_scores, report)) as work:
             yield work
 
-    async def _read(self, content: Content, check: Callable[[int], None], keep_scores: bool, report: Report) -> Reading:
+    async def _read(
+        self, content: Content, check: Callable[[int, int], None], keep_scores: bool, report: Report
+    ) -> Reading:
         restored = await self._restores.attempt(content.key, with_scores=keep_scores)
         if restored is not None:
             return Reading(restored, restored=True)
         encoded = await self._encoder.content(content)
-        document_bytes = self._model.document_bytes(len(encoded.token_ids), with_scores=keep_scores)
-        check(document_bytes)
+        tokens = len(encoded.token_ids)
+        document_bytes = self._model.document_bytes(tokens, with_scores=keep_scores)
+        check(tokens, document_bytes)
         await self._archive.promise(content.key, document_bytes)
         token_ids = encoded.token_ids
         try:

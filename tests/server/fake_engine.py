@@ -47,6 +47,7 @@ class FakeLoad:
     total_page_bytes: int
     waiting_by_owner: Mapping[Hashable, int]
     retry_seconds: float = 1.0
+    prefill_speed: float | None = None
     workspace_bytes: int = 7
     weights_bytes: int = 1000
 
