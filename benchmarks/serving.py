@@ -93,10 +93,10 @@ def memory_bytes(config: ReformerConfig, dtype: torch.dtype, tokens: int, sessio
 
 
 @contextmanager
-def serving_embedded(tokens: int) -> Iterator[ServerProcess]:
+def serving_embedded(tokens: int, *arguments: object) -> Iterator[ServerProcess]:
     """The embedded text model, with memory for a document of so many tokens and a few requests beside it."""
     config, dtype = load_config(embedded_model_path()), choose_dtype("auto", choose_device())
-    with serving("--memory", memory_bytes(config, dtype, tokens), "--max-running", SESSIONS) as server:
+    with serving("--memory", memory_bytes(config, dtype, tokens), "--max-running", SESSIONS, *arguments) as server:
         yield server
 
 

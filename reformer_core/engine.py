@@ -4,7 +4,7 @@ One thread calls everything here. Requests are submitted and then worked on turn
 (`prefill`, `score`, `generate`) take turns until their own request is over.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -42,6 +42,9 @@ class EngineLoad:
 
     running: int
     waiting: int
+    waiting_by_owner: Mapping[Hashable, int]
+    retry_seconds: float
+    """When those that wait now should have begun."""
     decode_batch_size: int
     documents: int
     used_page_bytes: int
@@ -208,6 +211,8 @@ class Engine:
         return EngineLoad(
             running=len(running),
             waiting=len(self._scheduler.waiting),
+            waiting_by_owner=self._scheduler.waiting.counts,
+            retry_seconds=self._scheduler.retry_seconds,
             decode_batch_size=self._scheduler.decode_batch_size,
             documents=len(self._admission.documents),
             used_page_bytes=self.pool.used_pages * self.pool.layout.page_bytes,

@@ -55,14 +55,17 @@ class OutOfMemoryError(ReformerError):
         self.needed_bytes = needed_bytes
         self.free_bytes = free_bytes
         self.fits_when_idle = fits_when_idle
+        self.retry_seconds = 1.0
+        """When there may be room, for whoever knows to say."""
 
 
 class QueueFullError(ReformerError):
-    """`waiting` requests wait already."""
+    """`waiting` requests wait already; in `retry_seconds` they should have begun."""
 
-    def __init__(self, waiting: int) -> None:
+    def __init__(self, waiting: int, retry_seconds: float = 1.0) -> None:
         super().__init__(f"{waiting} requests are waiting already")
         self.waiting = waiting
+        self.retry_seconds = retry_seconds
 
 
 class CancelledError(ReformerError):

@@ -149,12 +149,13 @@ class StoreArchive(Archive):
             await self.run(lambda: self._store.forget(*name))
 
     async def promise(self, key: ContentKey, nbytes: int) -> None:
-        content = self.identity(key).digest
-        try:
-            await self.run(lambda: self._housekeeping.promise(content, nbytes))
-        except StoreFullError:
-            await self.run(self._housekeeping.sweep)  # leases may have ended, documents been deleted
-            await self.run(lambda: self._housekeeping.promise(content, nbytes))
+        promise = partial(self._housekeeping.promise, self.identity(key).digest, nbytes)
+        with suppress(StoreUnavailableError):  # then it stays in memory until the store is back
+            try:
+                await self.run(promise)
+            except StoreFullError:
+                await self.run(self._housekeeping.sweep)  # leases may have ended, documents been deleted
+                await self.run(promise)
 
     def settle(self, key: ContentKey, *, written_bytes: int = 0) -> None:
         self._housekeeping.settle(self.identity(key).digest, written_bytes=written_bytes)

@@ -12,6 +12,7 @@ from reformer_server.cache import DocumentCache
 from reformer_server.calls import Context
 from reformer_server.content import DocumentName
 from reformer_server.documents import DocumentRegistry, Entry
+from reformer_server.engine_thread import EngineThread
 from reformer_server.errors import NoScoresError
 from reformer_server.incoming import first_message, forgetting_bad_content, receive
 from reformer_server.metrics import Metrics
@@ -29,6 +30,7 @@ class DocumentService(DocumentServiceServicer):
         self,
         settings: Settings,
         model: ServedModel,
+        engine: EngineThread,
         documents: DocumentRegistry,
         cache: DocumentCache,
         uploads: Uploads,
@@ -37,6 +39,7 @@ class DocumentService(DocumentServiceServicer):
     ) -> None:
         self._settings = settings
         self._model = model
+        self._engine = engine
         self._documents = documents
         self._cache = cache
         self._uploads = uploads
@@ -59,8 +62,9 @@ class DocumentService(DocumentServiceServicer):
             yield _accepted(name, there.content_bytes)
             yield answer
             return
-        limits = tenants.current().limits
-        self._documents.check_limits(name, limits)
+        tenant = tenants.current()
+        self._documents.check_limits(name, tenant.limits)
+        self._engine.check_queue(tenant.name)  # before the content is sent
 
         async with self._uploads.hold(announced) as upload:
             yield _accepted(name, upload.nbytes)
@@ -73,7 +77,7 @@ class DocumentService(DocumentServiceServicer):
                 answer = self._reused(self._documents.add(name, upload.nbytes, cached, lease))
             else:
                 upload.state = "prefilling"
-                check = partial(self._documents.check_limits, name, limits, content.key)
+                check = partial(self._documents.check_limits, name, tenant.limits, content.key)
                 async with self._prefills.follow(content, check, keep_scores=header.keep_scores) as work:
                     async for progress in work.progress():
                         yield pb.CreateDocumentResponse(progress=convert.progress(progress))

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from reformer_core import Document
+from reformer_core.pace import LONGEST_DELAY_SECONDS, SHORTEST_DELAY_SECONDS
 from reformer_server.archive import Archive
 from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.content import ContentKey, DocumentName
@@ -161,14 +162,9 @@ class DocumentRegistry:
 
     async def get(self, name: DocumentName) -> Entry:
         """Raises DocumentNotFoundError, DocumentNotReadyError, OtherModelError, and the store's errors."""
-        entry = await self._look_up(name)
-        self._metrics.lookups.labels("miss" if entry is None else "hit").inc()
-        if entry is not None:
-            return entry
-        state = self._uploads.state(name)
-        if state is not None:
-            raise DocumentNotReadyError(name.document_id, state)
-        raise DocumentNotFoundError(name.document_id, expired=name in self._expired)
+        entry = await self._found(name)
+        self._metrics.lookups.labels("hit").inc()
+        return entry
 
     @asynccontextmanager
     async def use(self, name: DocumentName) -> AsyncIterator[InUse]:
@@ -176,8 +172,9 @@ class DocumentRegistry:
 
         It is restored if need be; if that shows that what was stored is damaged, the document is gone.
         """
-        entry = await self.get(name)
+        entry = await self._found(name)
         cached = self._cache.get(entry.key)
+        self._metrics.lookups.labels("restored" if cached is None else "hit").inc()
         if cached is not None:
             with self._cache.using(cached):
                 yield InUse(cached.document, restored=False)
@@ -236,7 +233,22 @@ class DocumentRegistry:
             self._remember_expired(entry.name)
         return len(ended)
 
+    def seconds_until_one_ends(self) -> float:
+        """Until the next lease ends, within a minute: then there is more room."""
+        ends = [entry.expire_time - self._clock() for entry in self._entries.values()]
+        return min(max(min(ends, default=0.0), SHORTEST_DELAY_SECONDS), LONGEST_DELAY_SECONDS)
+
     # -- with the store
+
+    async def _found(self, name: DocumentName) -> Entry:
+        entry = await self._look_up(name)
+        if entry is not None:
+            return entry
+        self._metrics.lookups.labels("miss").inc()
+        state = self._uploads.state(name)
+        if state is not None:
+            raise DocumentNotReadyError(name.document_id, state)
+        raise DocumentNotFoundError(name.document_id, expired=name in self._expired)
 
     async def _look_up(self, name: DocumentName) -> Entry | None:
         self.sweep()

@@ -4,13 +4,14 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Hashable
 from functools import partial
 from typing import Any, TypeVar
 
 from reformer_core import Engine, EngineLoad, Request
-from reformer_core.errors import OutOfMemoryError
+from reformer_core.errors import OutOfMemoryError, QueueFullError
+from reformer_core.waiting import may_wait
 from reformer_server.errors import EngineStoppedError
 from reformer_server.events import EventStream
 from reformer_server.metrics import Metrics
@@ -31,8 +32,8 @@ class EngineThread:
     `error` holds why; the process is expected to exit.
     """
 
-    def __init__(self, build: Callable[[], Engine], metrics: Metrics) -> None:
-        self._build = build
+    def __init__(self, build: Callable[[], Engine], metrics: Metrics, max_waiting: int) -> None:
+        self._build, self._max_waiting = build, max_waiting
         self.metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[Command] = deque()
@@ -43,8 +44,11 @@ class EngineThread:
         self._answers: set[asyncio.Future[Any]] = set()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._load: EngineLoad | None = None
+        self._submitting: Counter[Hashable] = Counter()  # requests on their way to the engine, by owner
         self.make_room: Callable[[int], Awaitable[bool]] = _no_room
         """Frees at least some of so many bytes, if it can, and says whether it could."""
+        self.seconds_until_room: Callable[[], float] = lambda: 1.0
+        """When some memory will be free, as far as can be known."""
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
 
@@ -80,14 +84,26 @@ class EngineThread:
 
     async def open(self, stream: EventStream) -> None:
         """Submits the stream's request, if need be after making room; raises what the engine has against it."""
+        self.check_queue(stream.owner)
         self._streams.add(stream)
         while True:
             try:
+                self._submitting[stream.owner] += 1
                 return await self.call(stream.submit)
             except OutOfMemoryError as error:
                 missing_bytes = error.needed_bytes - error.free_bytes
                 if not error.fits_when_idle or not await self.make_room(missing_bytes):
+                    error.retry_seconds = self.seconds_until_room()
                     raise
+            finally:
+                self._submitting[stream.owner] -= 1
+
+    def check_queue(self, owner: Hashable) -> None:
+        """Raises QueueFullError at once if the engine would, once it has finished its turn."""
+        load = self.load
+        counts = self._submitting + Counter(load.waiting_by_owner)
+        if not may_wait(counts, owner, self._max_waiting):
+            raise QueueFullError(load.waiting, load.retry_seconds)
 
     def close(self, stream: EventStream, *, over: bool) -> None:
         """Lets go of the stream, and cancels its request unless it is over."""

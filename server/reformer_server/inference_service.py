@@ -10,7 +10,7 @@ import torch
 from reformer.v1 import inference_pb2 as pb
 from reformer.v1.inference_pb2_grpc import InferenceServiceServicer
 from reformer_core.events import ContinuationScored, Finished, Progress, Scores, Token
-from reformer_server import convert, validation
+from reformer_server import convert, tenants, validation
 from reformer_server.calls import Context
 from reformer_server.content import Encoded, Encoder, ids_to_bytes, logprobs_to_bytes
 from reformer_server.documents import DocumentRegistry
@@ -146,6 +146,7 @@ class InferenceService(InferenceServiceServicer):
 
     async def _receive(self, requests: AsyncIterator[pb.ScoreRequest]) -> Encoded:
         header = (await first_message(requests)).header
+        self._engine.check_queue(tenants.current().name)  # before the content is sent
         announced = validation.content_header(
             header, validation.own_name(str(uuid.uuid4())), self._settings, self._model
         )

@@ -31,7 +31,7 @@ from reformer_server.prefills import Prefills
 from reformer_server.quotas import Quotas
 from reformer_server.restores import Restores
 from reformer_server.served_model import ServedModel
-from reformer_server.settings import NO_STORE, Settings, SettingsError
+from reformer_server.settings import Settings, SettingsError
 from reformer_server.store.document_store import DocumentStore
 from reformer_server.uploads import Uploads
 from reformer_server.version import VERSION
@@ -83,7 +83,9 @@ class Server:
         self.metrics = Metrics()
         self.port = 0
         self.metrics_port = 0
-        self.engine = EngineThread(build_engine or partial(_build_engine, settings, model), self.metrics)
+        self.engine = EngineThread(
+            build_engine or partial(_build_engine, settings, model), self.metrics, settings.max_waiting
+        )
         self._encoder = Encoder(model.tokenizer)
         self.uploads = Uploads(
             max_content_bytes=settings.max_content_bytes,
@@ -99,6 +101,7 @@ class Server:
             self.write_behind = WriteBehind(self.engine, self.archive, self.cache, self.documents.holds)
             self.documents.persist = self.write_behind.persist
         self.engine.make_room = self._make_room
+        self.engine.seconds_until_room = self.documents.seconds_until_one_ends
         self._admission = Admission()
         self._quotas = Quotas()
         self._health = health.aio.HealthServicer()
@@ -121,7 +124,7 @@ class Server:
         documents, cache, uploads, metrics = self.documents, self.cache, self.uploads, self.metrics
         prefills = Prefills(model, engine, encoder, cache, self.archive, self.restores, metrics, self._quotas)
         document_pb2_grpc.add_DocumentServiceServicer_to_server(
-            DocumentService(settings, model, documents, cache, uploads, prefills, metrics), self._grpc
+            DocumentService(settings, model, engine, documents, cache, uploads, prefills, metrics), self._grpc
         )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceService(settings, model, engine, encoder, documents, uploads, metrics, self._quotas), self._grpc
@@ -232,13 +235,14 @@ class Server:
 
 
 def _open_archive(settings: Settings, model: ServedModel, metrics: Metrics) -> Archive:
-    if settings.store == NO_STORE:
+    url = settings.store_url
+    if url is None:
         return Archive(model.identity)
     try:
-        store = DocumentStore(settings.store)
+        store = DocumentStore(url)
     except StoreUnavailableError as error:
         raise SettingsError(
-            f"store: {settings.store} can't be used: {error.reason}; set --store to a folder, an fsspec URL or none"
+            f"store: {url} can't be used: {error.reason}; set --store to a folder, an fsspec URL or none"
         ) from error
     return StoreArchive(model.identity, store, settings.store_quota_bytes, metrics)
 

@@ -16,7 +16,6 @@ from reformer_server.units import parse_duration, parse_size, parse_yes_or_no
 
 ENVIRONMENT_PREFIX = "REFORMER_"
 NO_STORE = "none"
-DEFAULT_STORE = str(user_data_path("reformer-serve") / "documents")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -86,8 +85,8 @@ class Settings:
         "default-lease", parse_duration, "1h", "Lease of a document whose creator asked for none."
     )
     max_lease_seconds: float = _setting("max-lease", parse_duration, "7d", "Longest lease that is granted.")
-    store: str = _setting(
-        "store", str, DEFAULT_STORE, "Folder or fsspec URL (s3://bucket/folder) where documents are kept, or none."
+    store: str | None = _setting(
+        "store", str, None, "Folder or fsspec URL to keep documents in, or none. Default: a folder of the user's."
     )
     store_quota_bytes: int | None = _setting(
         "store-quota", parse_size, None, "Most that the store may take. Default: what its disk has room for."
@@ -104,7 +103,7 @@ class Settings:
 
         require("log_level", self.log_level in LOG_LEVELS, f"one of {', '.join(LOG_LEVELS)}")
         require("host", bool(self.host), "an address")
-        require("store", bool(self.store), f"a folder, a URL or {NO_STORE}")
+        require("store", self.store != "", f"a folder, a URL or {NO_STORE}")
         require("store_quota_bytes", self.store_quota_bytes is None or self.store_quota_bytes > 0, "above 0")
         for name in ("port", "metrics_port"):
             require(name, 0 <= getattr(self, name) < 65536, "between 0 and 65535")
@@ -118,6 +117,13 @@ class Settings:
         self._check_access()
         require("upload_memory_bytes", self.upload_memory_bytes >= self.max_content_bytes, "at least max-content")
         require("default_lease_seconds", self.default_lease_seconds <= self.max_lease_seconds, "at most max-lease")
+
+    @property
+    def store_url(self) -> str | None:
+        """Where documents are kept; None: only in memory."""
+        if self.store is None:
+            return str(user_data_path("reformer-serve") / "documents")
+        return None if self.store == NO_STORE else self.store
 
     @property
     def has_credentials(self) -> bool:

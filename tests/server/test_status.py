@@ -33,6 +33,11 @@ EXAMPLES = {
     server.DocumentExistsError("a"): "ALREADY_EXISTS",
     server.UploadAbortedError("a", "deleted"): "ABORTED",
     server.UploadMemoryError(5, 3): "RESOURCE_EXHAUSTED",
+    server.StoreFullError(5, 3): "RESOURCE_EXHAUSTED",
+    server.TenantQuotaError("documents", 3, 2): "RESOURCE_EXHAUSTED",
+    server.OtherModelError("a"): "FAILED_PRECONDITION",
+    server.StoredDocumentDamagedError("its data ends too early"): "DATA_LOSS",
+    server.StoreUnavailableError("s3://b", "no route"): "UNAVAILABLE",
     server.UnauthenticatedError("no token"): "UNAUTHENTICATED",
     server.UnknownIdentityError(["cn:a"], tenants=0): "PERMISSION_DENIED",
     server.TooManyStreamsError(3): "RESOURCE_EXHAUSTED",
@@ -68,7 +73,8 @@ def test_every_row(error: Exception) -> None:
         "UNAVAILABLE": "RetryInfo",
     }.get(EXAMPLES[error])
     assert expected is None or expected in kinds
-    assert ("RetryInfo" in kinds) == (EXAMPLES[error] in ("RESOURCE_EXHAUSTED", "UNAVAILABLE"))
+    waiting_helps = EXAMPLES[error] in ("RESOURCE_EXHAUSTED", "UNAVAILABLE")
+    assert ("RetryInfo" in kinds) == (waiting_helps and not isinstance(error, server.TenantQuotaError))
 
 
 def test_examples_are_complete() -> None:

@@ -106,12 +106,11 @@ class Blobs:
 
     def list(self, folder: str = "") -> list[Blob]:
         """All blobs below a folder, at any depth; none, if there is no such folder."""
-        try:
-            with self._naming_url():
-                self._fs.invalidate_cache()
-                found = self._fs.find(f"{self._root}/{folder}".rstrip("/"), detail=True)
-        except FileNotFoundError:
-            return []
+        with self._naming_url():
+            self._fs.invalidate_cache()
+            found = self._fs.find(f"{self._root}/{folder}".rstrip("/"), detail=True)
+            if not found and self._folder is not None:
+                self._folder.stat()  # a folder that is gone isn't an empty one
         start = len(self._root) + 1
         return [Blob(path[start:], int(facts["size"] or 0), _version(facts)) for path, facts in found.items()]
 

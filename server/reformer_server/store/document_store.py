@@ -77,7 +77,7 @@ class DocumentStore:
 
     def __init__(self, url: str) -> None:
         self.blobs = Blobs(url)
-        self._records: dict[str, tuple[str, DocumentRecord]] = {}  # by path: version and content
+        self._records: dict[str, tuple[str, DocumentRecord | None]] = {}  # by path: version and content
         self._lock = threading.Lock()
 
     # -- contents
@@ -140,17 +140,18 @@ class DocumentStore:
         return list(self.read_records(self.blobs.list(f"{tenant_folder(tenant)}/{IDS}")))
 
     def read_records(self, blobs: list[Blob]) -> Iterator[DocumentRecord]:
-        """Those of a listing, each read once a version; what is gone meanwhile or damaged is left out."""
+        """Those of a listing, each read once a version; what is gone or damaged is left out: `record` tells of it."""
         for blob in blobs:
             if f"/{IDS}/" not in blob.name or not blob.name.endswith(".json"):
                 continue
             with self._lock:
                 version, record = self._records.get(blob.name, ("", None))
-            if record is None or version != blob.version:
+            if version != blob.version:
+                record = None
                 with suppress(FileNotFoundError, StoredDocumentDamagedError):
-                    record = self._read(blob.name, DocumentRecord)
-                    with self._lock:
-                        self._records[blob.name] = (blob.version, record)
+                    record = unseal(self.blobs.read(blob.name, MAX_BYTES), DocumentRecord)
+                with self._lock:
+                    self._records[blob.name] = (blob.version, record)
             if record is not None:
                 yield record
 
