@@ -12,6 +12,8 @@ ReformerError
 └── DeadlineExceededError    the request's deadline passed
 """
 
+import torch
+
 
 class ReformerError(Exception):
     """Base of all errors that the core raises on purpose."""
@@ -74,3 +76,8 @@ class CancelledError(ReformerError):
 
 class DeadlineExceededError(ReformerError):
     """The request's deadline passed before it was finished."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: Python's, torch's on a GPU, or torch's on a CPU, for which it has no class."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

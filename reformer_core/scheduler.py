@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from reformer_core.admission import Admission, holds, minus
 from reformer_core.decoding import Choice, Decoding
-from reformer_core.errors import DeadlineExceededError, OutOfMemoryError, QueueFullError
+from reformer_core.errors import DeadlineExceededError, OutOfMemoryError, QueueFullError, lacks_memory
 from reformer_core.events import Failed, Finished, FinishReason, Started, Token
 from reformer_core.memory_plan import MemoryPlan
 from reformer_core.pace import Pace
@@ -166,13 +166,33 @@ class Scheduler:
         batch = [request for request in list(self.decoding) if self._is_ready(request)]
         self.decode_batch_size = len(batch)
         self._stopwatch.start()
-        with self._ended_by_error(*batch):
-            for request, choice in self._decoding.choose(batch):
-                with self._ended_by_error(request):
-                    self._emit(request, choice)
-            self._append([request for request in batch if request.phase == "decode"])
+        self._together(self._choose, batch)
+        self._together(self._append, [request for request in batch if request.phase == "decode"])
         self._balance.decoded(self._stopwatch.seconds())
         return bool(batch)
+
+    def _together(self, work: Callable[[list[GenerateRequest]], None], batch: list[GenerateRequest]) -> None:
+        """Does it for all of them at once; where there is no memory for that, for one half after the other.
+
+        An error that isn't that, or that ends the smallest batch, too, is their readers'.
+        """
+        try:
+            work(batch)
+            return
+        except Exception as error:  # noqa: BLE001 -- their readers get it
+            if len(batch) == 1 or not lacks_memory(error):
+                for request in batch:
+                    self.end(request, error)
+                return
+        # Here, for within `except` what the failed work has allocated is still held.
+        half = len(batch) // 2
+        self._together(work, batch[:half])
+        self._together(work, batch[half:])
+
+    def _choose(self, batch: list[GenerateRequest]) -> None:
+        for request, choice in self._decoding.choose(batch):
+            with self._ended_by_error(request):
+                self._emit(request, choice)
 
     def _emit(self, request: GenerateRequest, choice: Choice) -> None:
         """Tells the reader, and ends the request if this was its last token."""
@@ -246,5 +266,4 @@ class Scheduler:
 
 def _as_memory_error(error: Exception, needed_bytes: int) -> Exception:
     """The device's own lack of memory is an OutOfMemoryError, too."""
-    lacking = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-    return OutOfMemoryError(needed_bytes, 0) if lacking else error
+    return OutOfMemoryError(needed_bytes, 0) if lacks_memory(error) else error

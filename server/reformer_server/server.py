@@ -18,6 +18,7 @@ from reformer_server.archive import Archive, StoreArchive
 from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.calls import CallInterceptor
 from reformer_server.chain import Admission, counting, errors_to_status
+from reformer_server.connections import channel_options
 from reformer_server.content import Encoder
 from reformer_server.document_service import DocumentService
 from reformer_server.documents import DocumentRegistry
@@ -37,7 +38,6 @@ from reformer_server.uploads import Uploads
 from reformer_server.version import VERSION
 from reformer_server.write_behind import WriteBehind
 
-MAX_MESSAGE_BYTES = 1 << 20
 SWEEP_SECONDS = 1.0
 WRITTEN_SECONDS = 10.0  # that a request waits for the store to take a document, whose memory it needs
 STOP_SECONDS = 1.0  # for calls to send their last status after they were told to end
@@ -46,18 +46,6 @@ SERVICES = tuple(
     service.full_name
     for module in (document_pb2, inference_pb2, model_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
-)
-
-OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share
-    # Notice clients that vanished without a word, and let idle clients ask whether we are still there.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),  # as many as it takes: a reader can be silent for minutes
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
 
 logger = logging.getLogger(__name__)
@@ -112,7 +100,9 @@ class Server:
             self._admission.around,
             self._quotas.around,
         )
-        self._grpc = grpc.aio.server(interceptors=[CallInterceptor(chain)], options=OPTIONS)
+        self._grpc = grpc.aio.server(
+            interceptors=[CallInterceptor(chain)], options=channel_options(settings.keepalive_seconds)
+        )
         self._add_services()
         self._metrics_port: MetricsPort | None = None
         self._background: list[asyncio.Task[None]] = []

@@ -94,6 +94,9 @@ class Settings:
     drain_grace_seconds: float = _setting(
         "drain-grace", parse_duration, "30s", "Time that running calls get to finish when the server is stopped."
     )
+    keepalive_seconds: float = _setting(
+        "keepalive", parse_duration, "30s", "Silence of a client after which it is asked whether it is still there."
+    )
     log_level: str = _setting("log-level", str, "info", "debug, info, warning or error.")
 
     def __post_init__(self) -> None:
@@ -110,7 +113,13 @@ class Settings:
         require("memory_bytes", self.memory_bytes is None or self.memory_bytes > 0, "above 0")
         require("max_text_tokens", self.max_text_tokens is None or self.max_text_tokens > 0, "above 0")
         require("max_waiting", self.max_waiting >= 0, "0 or more")
-        for name in ("max_running", "max_content_bytes", "default_lease_seconds", "max_lease_seconds"):
+        for name in (
+            "max_running",
+            "max_content_bytes",
+            "default_lease_seconds",
+            "max_lease_seconds",
+            "keepalive_seconds",
+        ):
             require(name, getattr(self, name) > 0, "above 0")
         for name in ("upload_retention_seconds", "drain_grace_seconds"):
             require(name, getattr(self, name) >= 0, "0 or more")
