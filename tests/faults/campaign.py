@@ -28,6 +28,7 @@ TIMES = {
     "clients killed while the server reads": Times(1, 20),
     "clients killed while the server generates": Times(1, 20),
     "connections half open": Times(1, 10),
+    "SIGKILL while storing or restoring": Times(1, 200),
     "SIGTERM under load": Times(1, 20),
     "engine dies": Times(1, 10),
     "streams cancelled": Times(300, 10_000),
