@@ -1,22 +1,31 @@
 """Requests of the engine that end with a document: prefills and restores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from reformer_core import Document, Engine, Request
-from reformer_core.events import DocumentReady, Progress
+from reformer_core.events import DocumentReady, Event, Progress
 from reformer_server.engine_thread import EngineThread
 from reformer_server.events import EventStream
 from reformer_server.joint import Report
 
 
 async def obtain_document(
-    engine: EngineThread, submit: Callable[[Engine, EventStream], Request], report: Report
+    engine: EngineThread,
+    submit: Callable[[Engine, EventStream], Request],
+    report: Report,
+    saw: Callable[[Sequence[Event]], None] = lambda events: None,
 ) -> Document:
-    """Submits the request and waits for its document, which is the caller's. Raises what the engine has against it."""
+    """Submits the request and waits for its document, which is the caller's. Raises what the engine has against it.
+
+    Args:
+        report: is told the progress.
+        saw: is told all events.
+    """
     document: Document | None = None
     try:
         async with engine.request(submit) as stream:
             async for events in stream.batches():
+                saw(events)
                 for event in events:
                     if isinstance(event, Progress):
                         report(event)

@@ -9,7 +9,7 @@ import torch
 
 from reformer.v1 import inference_pb2 as pb
 from reformer.v1.inference_pb2_grpc import InferenceServiceServicer
-from reformer_core.events import ContinuationScored, Finished, Progress, Scores, Token
+from reformer_core.events import ContinuationScored, Finished, Progress, Scores
 from reformer_server import convert, tenants, validation
 from reformer_server.calls import Context
 from reformer_server.content import Encoded, Encoder, ids_to_bytes, logprobs_to_bytes
@@ -59,14 +59,14 @@ class InferenceService(InferenceServiceServicer):
             generation = Generation(arrived, in_use, len(prompt), self._metrics)
             document = in_use.document if in_use else None
             async with (
-                self._quotas.paying(len(prompt)),
+                self._quotas.paying(len(prompt)) as payment,
                 self._engine.request(
                     lambda engine, sink: engine.submit_generate(document, prompt, params, sink, deadline=deadline)
                 ) as stream,
             ):
                 yield generation.started(params.seed)
                 async for events in stream.batches():
-                    self._quotas.spend(sum(isinstance(event, Token) for event in events))
+                    payment.saw(events)
                     for response in generation.responses(events):
                         yield response
 
@@ -80,12 +80,13 @@ class InferenceService(InferenceServiceServicer):
         total_logprob, decoder = 0.0, self._model.tokenizer.decoder()
         with naming("chunk.data"):
             async with (
-                self._quotas.paying(len(token_ids)),
+                self._quotas.paying(len(token_ids)) as payment,
                 self._engine.request(
                     lambda engine, sink: engine.submit_score(token_ids, sink, deadline=deadline)
                 ) as stream,
             ):
                 async for events in stream.batches():
+                    payment.saw(events)
                     for event in events:
                         if isinstance(event, Progress):
                             yield pb.ScoreResponse(progress=convert.progress(event))
@@ -117,12 +118,13 @@ class InferenceService(InferenceServiceServicer):
             if not in_use.restored:
                 self._metrics.prefill_tokens.labels("cached").inc(document.tokens)
             async with (
-                self._quotas.paying(sum(map(len, continuations))),
+                self._quotas.paying(sum(map(len, continuations))) as payment,
                 self._engine.request(
                     lambda engine, sink: engine.submit_continuations(document, continuations, sink, deadline=deadline)
                 ) as stream,
             ):
                 async for events in stream.batches():
+                    payment.saw(events)
                     for event in events:
                         if isinstance(event, ContinuationScored):
                             self._metrics.scored_tokens.inc(len(event.logprobs))

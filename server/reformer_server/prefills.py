@@ -74,11 +74,12 @@ class Prefills:
         token_ids = encoded.token_ids
         try:
             with naming("chunk.data"):
-                async with self._quotas.paying(len(token_ids)):
+                async with self._quotas.paying(len(token_ids)) as payment:
                     document = await obtain_document(
                         self._engine,
                         lambda engine, sink: engine.submit_prefill(token_ids, sink, keep_scores=keep_scores),
                         report,
+                        payment.saw,
                     )
         except BaseException:
             self._archive.settle(content.key)

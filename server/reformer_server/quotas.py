@@ -5,17 +5,20 @@ the bucket holds begins when it is full. Generated tokens are paid as they come,
 has begun isn't ended, but later calls wait until the bucket has filled up again.
 """
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from reformer_core.errors import CancelledError, DeadlineExceededError
+from reformer_core.events import Event, Started, Token
 from reformer_server import tenants
 from reformer_server.calls import Call
 from reformer_server.errors import TokenRateError, TooManyStreamsError
 
 BUCKET_SECONDS = 60.0
+CLIENTS_DOING = (asyncio.CancelledError, GeneratorExit, CancelledError, DeadlineExceededError)
 
 
 @dataclass
@@ -50,20 +53,20 @@ class Quotas:
             account.streams -= 1
 
     @asynccontextmanager
-    async def paying(self, tokens: int) -> AsyncIterator[None]:
-        """Pays for tokens that are to be read or scored inside. Raises TokenRateError.
+    async def paying(self, tokens: int) -> AsyncIterator["Payment"]:
+        """Pays for tokens that a request inside is to read or score. Raises TokenRateError.
 
-        They are given back if that fails for what isn't the client's doing, such as a lack of memory. They aren't if
-        the client leaves, or its deadline passes: the work has been done in vain.
+        They are given back if the request ends before it has begun, or fails for what isn't the client's doing, such as
+        a lack of memory. If the client leaves later, or its deadline passes, the work was done in vain, and counts.
         """
         self._require(tokens)
         self.spend(tokens)
+        payment = Payment(self)
         try:
-            yield
-        except (CancelledError, DeadlineExceededError):
-            raise
-        except Exception:
-            self.spend(-tokens)
+            yield payment
+        except BaseException as error:
+            if not payment.has_begun or not isinstance(error, CLIENTS_DOING):
+                self.spend(-tokens)
             raise
 
     def spend(self, tokens: int) -> None:
@@ -96,3 +99,16 @@ class Quotas:
             }
             account = self._accounts[name] = _Account()
         return account
+
+
+class Payment:
+    """What a request pays, as its events tell."""
+
+    def __init__(self, quotas: Quotas) -> None:
+        self._quotas = quotas
+        self.has_begun = False
+
+    def saw(self, events: Sequence[Event]) -> None:
+        """Charges the tokens among the request's next events."""
+        self.has_begun = self.has_begun or any(isinstance(event, Started) for event in events)
+        self._quotas.spend(sum(isinstance(event, Token) for event in events))

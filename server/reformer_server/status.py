@@ -29,12 +29,9 @@ def _nothing(error: Exception) -> list[Message]:
 
 def _retry_later(error: Exception) -> list[Message]:
     """After the time that the error names, if it knows one; rounded up, so that the next try isn't too early."""
-    milliseconds = math.ceil(1000 * getattr(error, "retry_seconds", RETRY_SECONDS))
-    return [
-        error_details_pb2.RetryInfo(
-            retry_delay=Duration(seconds=milliseconds // 1000, nanos=milliseconds % 1000 * 10**6)
-        )
-    ]
+    delay = Duration()
+    delay.FromMilliseconds(math.ceil(1000 * getattr(error, "retry_seconds", RETRY_SECONDS)))
+    return [error_details_pb2.RetryInfo(retry_delay=delay)]
 
 
 def _bad_field(name: Callable[[Any], str]) -> Details:

@@ -1,5 +1,6 @@
 """Sizes, durations and answers as people write them: `12GiB`, `1h30m`, `yes`."""
 
+import math
 import re
 
 _BYTES = {"": 1, "b": 1} | {
@@ -16,10 +17,10 @@ _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", re.IGNORECASE)
 def parse_size(text: str) -> int:
     """Bytes of `text`: `12GiB`, `16Gi`, `512M` (binary), `2GB` (decimal) or a plain number. Raises ValueError."""
     match = _SIZE.fullmatch(text.strip())
-    factor = _BYTES.get(match[2].lower()) if match else None
-    if match is None or factor is None:
+    size = float(match[1]) * _BYTES.get(match[2].lower(), math.nan) if match else math.nan
+    if not math.isfinite(size):
         raise ValueError(f"{text!r} is no size; write bytes or a unit, e.g. 12GiB or 512MiB")
-    return int(float(match[1]) * factor)
+    return int(size)
 
 
 def parse_yes_or_no(text: str) -> bool:
@@ -35,9 +36,12 @@ def parse_duration(text: str) -> float:
     """Seconds of `text`: `1h`, `1h30m`, `90s`, `500ms`, `7d` or a plain number. Raises ValueError."""
     text = text.strip()
     try:
-        return float(text) if re.fullmatch(r"[\d.]+", text) else _sum_of_parts(text)
+        seconds = float(text) if re.fullmatch(r"[\d.]+", text) else _sum_of_parts(text)
     except ValueError:
-        raise ValueError(f"{text!r} is no duration; write seconds or units, e.g. 90s, 30m or 1h30m") from None
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ValueError(f"{text!r} is no duration; write seconds or units, e.g. 90s, 30m or 1h30m")
+    return seconds
 
 
 def _sum_of_parts(text: str) -> float:

@@ -1,15 +1,17 @@
 """Quotas by themselves, with a clock that stands still: what is charged to whom, and how long to wait."""
 
+import asyncio
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reformer_core.errors import DeadlineExceededError, OutOfMemoryError
+from reformer_core.errors import CancelledError, DeadlineExceededError, OutOfMemoryError
+from reformer_core.events import Started, Token
 from reformer_server import tenants
 from reformer_server.calls import Call
-from reformer_server.errors import TokenRateError, TooManyStreamsError
+from reformer_server.errors import DrainingError, TokenRateError, TooManyStreamsError
 from reformer_server.quotas import Quotas
 from reformer_server.tenants import Limits, Tenant
 
@@ -74,21 +76,38 @@ async def test_what_costs_more_than_the_bucket_holds_begins_when_it_is_full(quot
 
 async def test_generated_tokens_go_on_credit(quotas: Quotas) -> None:
     with tenants.entered(tenant(tokens_per_minute=60)):
-        async with quotas.paying(0):
+        async with quotas.paying(0) as payment:
             for _ in range(10):
-                quotas.spend(10)
+                payment.saw([Started(0.0), *[Token(1, 0.0, "x")] * 10])
         assert await pay(quotas, 0) == pytest.approx(41), "even what costs nothing yet waits for one token"
 
 
-async def test_only_failures_that_arent_the_clients_are_given_back(quotas: Quotas) -> None:
+@pytest.mark.parametrize(
+    ("error", "begun", "given_back"),
+    [
+        (OutOfMemoryError(5, 4), False, True),
+        (OutOfMemoryError(5, 4), True, True),
+        (DrainingError(), True, True),
+        (DeadlineExceededError(), False, True),
+        (DeadlineExceededError(), True, False),
+        (CancelledError(), True, False),
+        (asyncio.CancelledError(), False, True),
+        (asyncio.CancelledError(), True, False),
+        (GeneratorExit(), True, False),
+    ],
+    ids=str,
+)
+async def test_what_is_given_back(quotas: Quotas, error: BaseException, begun: bool, given_back: bool) -> None:
     with tenants.entered(tenant(tokens_per_minute=600)):
-        with pytest.raises(OutOfMemoryError):
-            async with quotas.paying(600):
-                raise OutOfMemoryError(5, 4)
-        with pytest.raises(DeadlineExceededError):
-            async with quotas.paying(600):
-                raise DeadlineExceededError
-        assert await pay(quotas, 600) == pytest.approx(60)
+
+        async def fail() -> None:
+            async with quotas.paying(600) as payment:
+                payment.saw([Started(0.0)] if begun else [])
+                raise error
+
+        with pytest.raises(type(error)):
+            await fail()
+        assert await pay(quotas, 600) == pytest.approx(0 if given_back else 60)
 
 
 async def test_refusing_costs_nothing(quotas: Quotas) -> None:

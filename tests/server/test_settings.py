@@ -25,7 +25,9 @@ def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "12 parsecs", "-1", "1.2.3", "1hour", "nan", "1h x"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "12 parsecs", "-1", "1.2.3", "1hour", "nan", "1h x", "9" * 400, "9" * 400 + "m"]
+)
 def test_nonsense(text: str) -> None:
     for parse in (parse_size, parse_duration):
         with pytest.raises(ValueError, match="write"):

@@ -5,9 +5,12 @@ import logging
 import os
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reformer_server import SettingsError
 from reformer_server.credentials import Credentials, new_token, token_hash
@@ -110,6 +113,29 @@ def test_who_is_unknown(file: Path) -> None:
 def test_bad_files_are_refused_by_tenant_and_key(file: Path, text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=f"^{re.escape(str(file))}: .*{message}"):
         load(file, text)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["tokens", "identities", "documents", "document-bytes", "streams", "tokens-per-minute"]),
+            st.sampled_from(
+                ["0", "-1", "3", "1.5", "1e400", "nan", "true", '""', '"8GiB"', f'"{"9" * 400}GiB"', "9" * 5000,
+                 "[]", "[[]]", "[{}]", "[0]", '[""]', f'["{HASH}"]', '["cn:\\u0000"]', "{}", "{a.b = 1}", "2026-11-25"]
+            ),
+        ),
+        unique_by=lambda entry: entry[0],
+    )
+)  # fmt: skip
+def test_whatever_is_in_a_table_is_taken_or_refused(entries: list[tuple[str, str]]) -> None:
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "tenants.toml")
+        told = f"{file}: "
+        try:
+            load(file, "\n".join(["[tenants.acme]", *(f"{key} = {value}" for key, value in entries)]))
+        except SettingsError as error:
+            told = str(error)
+        assert told.startswith(f"{file}: ")
 
 
 def test_a_token_in_place_of_its_hash_stays_secret(file: Path) -> None:
