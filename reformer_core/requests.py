@@ -5,7 +5,7 @@ Here are the kinds that read a sequence from its beginning; `session_requests` h
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,6 +66,11 @@ class Request(ABC):
         """That its own slices have taken."""
         self.had_to_wait = False
         """Whether it couldn't begin at once."""
+
+    @property
+    def owner(self) -> Hashable:
+        """Whose it is."""
+        return self.sink.owner
 
     @abstractmethod
     def begin(self) -> Iterator[bool]:

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +18,7 @@ from reformer_core.pace import Pace
 from reformer_core.requests import PrefillRequest, Request, Resources
 from reformer_core.restore import RestoreRequest
 from reformer_core.session_requests import GenerateRequest
-from reformer_core.turns import Balance, Rotation, Stopwatch
+from reformer_core.turns import Balance, Rotation, Shares, Stopwatch
 from reformer_core.waiting import WaitingRequests
 
 logger = logging.getLogger(__name__)
@@ -31,8 +32,9 @@ class Scheduler:
         model = resources.model
         self._max_tokens = model.config.max_tokens
         self._step_bytes = MemoryPlan(model.config, model.dtype, 1, model.device).step_bytes(sessions=1)
-        self.waiting = WaitingRequests(max_waiting)
-        self.reading = Rotation[Request]()
+        self._owners: Shares[Hashable] = Shares()
+        self.waiting = WaitingRequests(max_waiting, self._owners)
+        self.reading = Rotation(self._owners)
         self.decoding: list[GenerateRequest] = []
         self.decode_batch_size = 0
         self._balance, self._stopwatch, self._pace = Balance(), Stopwatch(resources.model.device), Pace()
@@ -55,7 +57,7 @@ class Scheduler:
             OutOfMemoryError: it couldn't begin even when all the others are over.
         """
         try:
-            gives_way = self.waiting.to_give_way(request.sink.owner)
+            gives_way = self.waiting.to_give_way(request.owner)
             self._admission.check(request.needs, [other.needs for other in self.unfinished])
         except QueueFullError as error:
             request.free()
@@ -67,6 +69,7 @@ class Scheduler:
         if gives_way is not None:
             self.end(gives_way, QueueFullError(len(self.waiting), self.retry_seconds))
         self.waiting.add(request)
+        self._owners.join(request.owner)
         return request
 
     @property
@@ -102,6 +105,8 @@ class Scheduler:
         for requests in everywhere:
             if request in requests:
                 requests.remove(request)
+        if all(other.owner != request.owner for other in self.unfinished):
+            self._owners.leave(request.owner)
         request.work = iter(())  # and with it, what the reading took besides pages
         try:
             request.free()
@@ -140,10 +145,10 @@ class Scheduler:
                 if self._is_too_late(request):
                     continue
                 admitted = True
-                self.waiting.remove(request, begins=True)
+                self.waiting.remove(request)
                 with self._ended_by_error(request):
                     request.work = request.begin()
-                    self.reading.add(request, request.tokens)
+                    self.reading.add(request)
                     request.sink.emit(Started(request.note_start()))
             free = minus(free, taken)
         for request in self.waiting:
@@ -173,7 +178,10 @@ class Scheduler:
         self._stopwatch.start()
         self._together(self._choose, batch)
         self._together(self._append, [request for request in batch if request.phase == "decode"])
-        self._balance.decoded(self._stopwatch.seconds())
+        seconds = self._stopwatch.seconds()
+        self._balance.decoded(seconds)
+        for owner, sessions in Counter(request.owner for request in batch).items():
+            self._owners.took(owner, seconds * sessions / len(batch))
         return bool(batch)
 
     def _together(self, work: Callable[[list[GenerateRequest]], None], batch: list[GenerateRequest]) -> None:
@@ -217,7 +225,7 @@ class Scheduler:
             if request.has_to_merge:  # that takes a while, in which the others go on
                 self.decoding.remove(request)
                 request.work = request.merge_tail()
-                self.reading.add(request, request.tokens)
+                self.reading.add(request)
 
     def _read_slice(self) -> bool:
         """One slice of the next request that can go on; they take turns."""

@@ -4,16 +4,18 @@ What is counted is time that was measured, since slices differ: it decides when 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
 import torch
+
+from reformer_core.requests import Request
 
 READ_SHARE = 2.0  # seconds of reading for each second of decoding: a stream's gaps become three times as long
 MOST_READ_SECONDS = 0.1  # between two decode steps, whatever the last one took
 LENGTH_EXPONENT = 0.25  # of a reader's length in what a second counts for it
 
-Reader = TypeVar("Reader")
+Party = TypeVar("Party", bound=Hashable)
 
 
 class Stopwatch:
@@ -55,40 +57,79 @@ class Balance:
         self._slice_seconds = seconds
 
 
-class Rotation(Generic[Reader]):
-    """Those that read, in the order of their turns: fair queueing, in which shorter ones weigh more.
+class Shares(Generic[Party]):
+    """What parties have had of something that they are to get in equal parts: the one that has had least comes next.
 
-    Each has had some time, divided by its weight; the one that has had least comes next. Who joins begins where the one
-    was that had the latest turn: so nobody has to make up for the time before.
+    Who joins begins where the one was that had the latest turn: so nobody has to make up for the time before.
     """
 
     def __init__(self) -> None:
-        self._had: dict[Reader, float] = {}
-        self._slowness: dict[Reader, float] = {}  # 1 / weight
+        self._had: dict[Party, float] = {}
         self._latest = 0.0
 
-    def __iter__(self) -> Iterator[Reader]:
-        return iter(sorted(self._had, key=self._had.__getitem__))
+    def __contains__(self, party: object) -> bool:
+        return party in self._had
 
-    def __contains__(self, reader: object) -> bool:
-        return reader in self._had
+    def had(self, party: Party) -> float:
+        """So much; what one that would join now begins with, if it hasn't."""
+        return self._had.get(party, self._latest)
 
-    def add(self, reader: Reader, tokens: int) -> None:
-        """Joins; of two, one that is 16 times as long gets half as much time, or one 256 times as long a quarter."""
-        self._had[reader] = self._latest
-        self._slowness[reader] = max(tokens, 1) ** LENGTH_EXPONENT
+    def join(self, party: Party) -> None:
+        """Takes part from now on; nothing, if it does already."""
+        self._had.setdefault(party, self._latest)
 
-    def remove(self, reader: Reader) -> None:
-        """Leaves."""
-        del self._had[reader], self._slowness[reader]
+    def leave(self, party: Party) -> None:
+        """Takes no part any more; idempotent."""
+        self._had.pop(party, None)
 
-    def took(self, reader: Reader, seconds: float) -> None:
+    def took(self, party: Party, amount: float) -> None:
         """It had its turn, and may have left since."""
-        if reader in self._had:
-            self._latest = self._had[reader]
-            self._had[reader] += seconds * self._slowness[reader]
+        if party in self._had:
+            self._latest = self._had[party]
+            self._had[party] += amount
 
-    def passed(self, reader: Reader) -> None:
+    def passed(self, party: Party) -> None:
         """It had no use for its turn; it can't save it up for later."""
-        if reader in self._had:
-            self._had[reader] = max(self._had[reader], self._latest)
+        if party in self._had:
+            self._had[party] = max(self._had[party], self._latest)
+
+
+class Rotation:
+    """Requests that read, in the order of their turns: fair queueing among owners, and among those of each owner.
+
+    Of one owner's requests, shorter ones weigh more: of two, one that is 16 times as long gets half as much time.
+    """
+
+    def __init__(self, owners: Shares[Hashable]) -> None:
+        """`owners` is what owners have had of the engine's time, whatever for."""
+        self._owners = owners
+        self._readers: Shares[Request] = Shares()
+        self._reading: dict[Request, None] = {}
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(
+            sorted(self._reading, key=lambda request: (self._owners.had(request.owner), self._readers.had(request)))
+        )
+
+    def __contains__(self, request: object) -> bool:
+        return request in self._reading
+
+    def add(self, request: Request) -> None:
+        """Joins."""
+        self._reading[request] = None
+        self._readers.join(request)
+
+    def remove(self, request: Request) -> None:
+        """Leaves."""
+        del self._reading[request]
+        self._readers.leave(request)
+
+    def took(self, request: Request, seconds: float) -> None:
+        """It had its turn, and may have left since."""
+        self._readers.took(request, seconds * max(request.tokens, 1) ** LENGTH_EXPONENT)
+        self._owners.took(request.owner, seconds)
+
+    def passed(self, request: Request) -> None:
+        """It had no use for its turn; it can't save it up for later."""
+        self._readers.passed(request)
+        self._owners.passed(request.owner)

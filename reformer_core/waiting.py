@@ -1,4 +1,4 @@
-"""Requests that wait to begin. Owners take turns, so that nobody has to wait behind all that another one has asked for.
+"""Requests that wait to begin. Owners share the engine's time: nobody waits behind all that another has asked for.
 
 An owner is whoever a sink says it belongs to. Each one's requests keep their order.
 """
@@ -9,6 +9,7 @@ from itertools import chain, zip_longest
 
 from reformer_core.errors import QueueFullError
 from reformer_core.requests import Request
+from reformer_core.turns import Shares
 
 
 def may_wait(counts: Mapping[Hashable, int], owner: Hashable, limit: int) -> bool:
@@ -24,11 +25,10 @@ def may_wait(counts: Mapping[Hashable, int], owner: Hashable, limit: int) -> boo
 class WaitingRequests:
     """A bounded queue, fair among owners."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, owners: Shares[Hashable]) -> None:
+        """`owners` is what owners have had of the engine's time: who has had least comes first."""
+        self._limit, self._owners = limit, owners
         self._queues: dict[Hashable, deque[Request]] = {}
-        self._turns: dict[Hashable, int] = {}  # of owners that have something here: when they last began something
-        self._turn = 0
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
@@ -37,8 +37,8 @@ class WaitingRequests:
         return any(request in queue for queue in self._queues.values())
 
     def __iter__(self) -> Iterator[Request]:
-        """In the order in which they should begin: the owner first that waits for its turn longest, one of each."""
-        queues = [self._queues[owner] for owner in sorted(self._queues, key=self._turns.__getitem__)]
+        """In the order in which they should begin: the owner's first that has had least time, and then one of each."""
+        queues = [self._queues[owner] for owner in sorted(self._queues, key=self._owners.had)]
         return (request for request in chain.from_iterable(zip_longest(*queues)) if request is not None)
 
     @property
@@ -60,17 +60,11 @@ class WaitingRequests:
 
     def add(self, request: Request) -> None:
         """Joins, behind its owner's other requests."""
-        owner = request.sink.owner
-        self._queues.setdefault(owner, deque()).append(request)
-        self._turns.setdefault(owner, self._turn)
+        self._queues.setdefault(request.owner, deque()).append(request)
 
-    def remove(self, request: Request, *, begins: bool = False) -> None:
-        """Leaves; if it begins, its owner's next one comes after those of the others."""
-        owner = request.sink.owner
-        queue = self._queues[owner]
+    def remove(self, request: Request) -> None:
+        """Leaves."""
+        queue = self._queues[request.owner]
         queue.remove(request)
-        if begins:
-            self._turn += 1
-            self._turns[owner] = self._turn
         if not queue:
-            del self._queues[owner], self._turns[owner]
+            del self._queues[request.owner]

@@ -144,4 +144,5 @@ def check_idle(engine: Engine, documents: Sequence[Document] = ()) -> None:
     assert engine.table.free_rows == engine.max_running
     load = engine.load()
     assert (load.running, load.waiting, load.workspace_bytes) == (0, 0, 0)
+    assert not engine._scheduler._owners._had
     assert set(engine.documents) == set(documents)

@@ -329,3 +329,17 @@ def test_long_continuations_take_their_pages_again_and_again(model: ReformerMode
         torch.testing.assert_close(scores[:shortest], reader.continuations[4][:shortest], rtol=0, atol=1e-4)
         assert len(scores) == len(continuation)
     check_idle(engine, [document])
+
+
+@pytest.mark.usefixtures("many_slices")
+def test_owners_read_in_step_however_much_each_asks_for(model: ReformerModel) -> None:
+    engine = tiny_engine(model, max_running=8)
+    text = random_tokens(model, model.config.max_tokens)
+    many = [engine.submit_score(text, Reader(owner="many")) for _ in range(4)]
+    one = Reader(owner="one")
+    request = engine.submit_score(text, one)
+    run_until(engine, lambda: one.over)
+    others_seconds = sum(each.worked_seconds for each in many)
+    longest_slice = 0.1
+    assert others_seconds < 2 * request.worked_seconds + longest_slice
+    run(engine)

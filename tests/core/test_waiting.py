@@ -11,56 +11,57 @@ from hypothesis import strategies as st
 
 from reformer_core import SamplingParams
 from reformer_core.errors import DeadlineExceededError, QueueFullError
+from reformer_core.turns import Shares
 from reformer_core.waiting import WaitingRequests, may_wait
 from tests.core.engines import Reader, check_idle, run, run_until, text_model, tiny_engine
 from tests.core.tiny import random_tokens
 
 
 def request(owner: str) -> Any:
-    return SimpleNamespace(sink=SimpleNamespace(owner=owner))
+    return SimpleNamespace(owner=owner)
 
 
-def test_owners_take_turns() -> None:
-    waiting = WaitingRequests(10)
+def queue(limit: int = 1000) -> tuple[WaitingRequests, Shares[Any]]:
+    owners: Shares[Any] = Shares()
+    return WaitingRequests(limit, owners), owners
+
+
+def test_who_has_had_least_time_comes_first_and_then_one_of_each() -> None:
+    waiting, owners = queue()
     many, one = [request("many") for _ in range(5)], request("one")
+    owners.join("many")
+    owners.join("one")
     for each in (*many, one):
         waiting.add(each)
     assert list(waiting) == [many[0], one, *many[1:]]
-    waiting.remove(many[0], begins=True)
-    assert list(waiting) == [one, *many[1:]]
-    late = request("late")
-    waiting.add(late)
-    waiting.remove(one, begins=True)
-    assert next(iter(waiting)) in (many[1], late)
+    owners.took("many", 1.0)
+    assert list(waiting) == [one, *many]
+    owners.took("one", 2.0)
+    waiting.remove(many[0])
+    assert list(waiting) == [many[1], one, *many[2:]]
 
 
-@given(st.lists(st.sampled_from("abc") | st.just("begin"), max_size=60))
-def test_nobody_begins_twice_before_another_that_waits(moves: list[str]) -> None:
-    waiting, begun = WaitingRequests(1000), Counter[str]()
-    since: dict[str, Counter[str]] = {}  # for each owner that waits: what others have begun meanwhile
-    for move in moves:
-        if move != "begin":
-            waiting.add(request(move))
-            since.setdefault(move, Counter())
-            continue
-        if not len(waiting):
-            continue
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.01, 1.0)), max_size=80))
+def test_owners_that_always_wait_begin_in_step(costs: list[tuple[str, float]]) -> None:
+    """Each begin costs its owner some time: their times never differ by more than the dearest one."""
+    waiting, owners = queue()
+    had = Counter[str]()
+    for owner in "abc":
+        owners.join(owner)
+        for _ in costs:
+            waiting.add(request(owner))
+    for _, seconds in costs:
         first = next(iter(waiting))
-        owner = first.sink.owner
-        waiting.remove(first, begins=True)
-        begun[owner] += 1
-        del since[owner]
-        if owner in waiting.counts:
-            since[owner] = Counter()
-        for others in since.values():
-            others[owner] += 1
-            assert max(others.values()) <= 2
+        waiting.remove(first)
+        owners.took(first.owner, seconds)
+        had[first.owner] += seconds
+        assert max(had[owner] for owner in "abc") - min(had[owner] for owner in "abc") <= 1.0 + 1e-9
     assert sum(waiting.counts.values()) == len(waiting) == len(list(waiting))
 
 
 @given(st.lists(st.sampled_from("aaab"), max_size=40), st.integers(1, 8))
 def test_the_queue_is_bounded_and_nobody_can_fill_it_for_others(arrivals: list[str], limit: int) -> None:
-    waiting = WaitingRequests(limit)
+    waiting, _ = queue(limit)
     for owner in arrivals:
         counts = waiting.counts
         if not may_wait(counts, owner, limit):
@@ -70,7 +71,7 @@ def test_the_queue_is_bounded_and_nobody_can_fill_it_for_others(arrivals: list[s
             continue
         leaves = waiting.to_give_way(owner)
         if leaves is not None:
-            assert counts[leaves.sink.owner] > counts.get(owner, 0) + 1
+            assert counts[leaves.owner] > counts.get(owner, 0) + 1
             waiting.remove(leaves)
         waiting.add(request(owner))
         assert len(waiting) <= limit
