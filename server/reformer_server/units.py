@@ -1,6 +1,10 @@
 """Sizes and durations as people write them: `12GiB`, `1h30m`."""
 
+import math
 import re
+
+MAX_BYTES = 2**63
+MAX_SECONDS = 36_525 * 86_400.0  # clocks and the contract's timestamps take more, but not everything
 
 _BYTES = {"": 1, "b": 1} | {
     prefix + suffix: base**power
@@ -14,21 +18,25 @@ _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `text`: `12GiB`, `16Gi`, `512M` (binary), `2GB` (decimal) or a plain number. Raises ValueError."""
+    """Bytes of `text`: `12GiB`, `16Gi`, `512M` (binary), `2GB` (decimal) or a plain number, below 2**63. Raises ValueError."""
     match = _SIZE.fullmatch(text.strip())
     factor = _BYTES.get(match[2].lower()) if match else None
-    if match is None or factor is None:
+    size = float(match[1]) * factor if match and factor else math.nan
+    if not size < MAX_BYTES:
         raise ValueError(f"{text!r} is no size; write bytes or a unit, e.g. 12GiB or 512MiB")
-    return int(float(match[1]) * factor)
+    return int(size)
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `text`: `1h`, `1h30m`, `90s`, `500ms`, `7d` or a plain number. Raises ValueError."""
+    """Seconds of `text`: `1h`, `1h30m`, `90s`, `500ms`, `7d` or a plain number, up to a century. Raises ValueError."""
     text = text.strip()
     try:
-        return float(text) if re.fullmatch(r"[\d.]+", text) else _sum_of_parts(text)
+        seconds = float(text) if re.fullmatch(r"[\d.]+", text) else _sum_of_parts(text)
     except ValueError:
         raise ValueError(f"{text!r} is no duration; write seconds or units, e.g. 90s, 30m or 1h30m") from None
+    if seconds > MAX_SECONDS:
+        raise ValueError(f"{text!r} is more than a century, {MAX_SECONDS:,.0f} seconds; write less")
+    return seconds
 
 
 def _sum_of_parts(text: str) -> float:

@@ -96,8 +96,9 @@ def messages(descriptor: Descriptor) -> st.SearchStrategy[Message]:
 @st.composite
 def _messages(draw: st.DrawFn, descriptor: Descriptor) -> Message:
     message = GetMessageClass(descriptor)()
-    for field in descriptor.fields:
-        how = draw(st.integers(0, 9))
+    fields = descriptor.fields
+    for field, byte in zip(fields, draw(st.binary(min_size=len(fields), max_size=len(fields))), strict=True):
+        how = byte % 10
         if how < 3:
             continue
         if field.message_type is not None:

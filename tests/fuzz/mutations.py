@@ -61,30 +61,38 @@ def hostile_texts() -> st.SearchStrategy[str]:
     return st.sampled_from(HOSTILE_TEXTS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
-@st.composite
-def mutated(draw: st.DrawFn, seeds: Sequence[bytes]) -> bytes:
+def mutated(seeds: Sequence[bytes]) -> st.SearchStrategy[bytes]:
     """One of the seeds after up to MOST_EDITS edits; now and then bytes out of nothing."""
-    if draw(st.integers(0, 19)) == 0:
-        return draw(st.binary(max_size=200))
-    content = bytearray(draw(st.sampled_from(seeds)))
-    for _ in range(draw(st.integers(0, MOST_EDITS))):
-        kind = draw(st.integers(0, 6))
-        where = draw(st.integers(0, 2**16)) % (len(content) + 1)
-        if kind == 0:
-            content[where : where + 1] = bytes([draw(st.integers(0, 255))])
-        elif kind == 1:
-            extreme = draw(st.sampled_from(EXTREMES))
-            content[where : where + len(extreme)] = extreme
-        elif kind == 2:
-            content[where:where] = draw(st.binary(min_size=1, max_size=8))
-        elif kind == 3:
-            del content[where : where + draw(st.sampled_from([1, 2, 4, 16, 256]))]
-        elif kind == 4:
-            content[where:where] = content[where : where + draw(st.sampled_from([1, 4, 16, 64]))]
-        elif kind == 5:
-            del content[where:]
-        else:
-            other = draw(st.sampled_from(seeds))
-            cut = draw(st.integers(0, 2**16)) % (len(other) + 1)
-            content[where:] = other[cut:]
-    return bytes(content)
+    edits = st.integers(0, MOST_EDITS).flatmap(lambda count: st.binary(min_size=8 * count, max_size=8 * count))
+    seed = st.integers(0, len(seeds) - 1)
+    edited = st.builds(lambda index, edits: edit(seeds[index], edits, seeds[index - 1]), seed, edits)
+    return st.one_of([edited] * 9 + [st.binary(max_size=200)])
+
+
+def edit(content: bytes, edits: bytes, other: bytes) -> bytes:
+    """The content after the edits, each of which 8 bytes describe: the kind, the place, and what to do there.
+
+    They are drawn as bytes, for one draw is much cheaper than several. `other` is what a splice takes its end from.
+    """
+    data = bytearray(content)
+    for kind, place, number, value in struct.iter_unpack("<BHB4s", edits):
+        at = place % (len(data) + 1)
+        match kind % 8:
+            case 0:
+                data[at : at + 1] = value[:1]
+            case 1:
+                extreme = EXTREMES[number % len(EXTREMES)]
+                data[at : at + len(extreme)] = extreme
+            case 2:
+                data[at:at] = value
+            case 3:
+                del data[at : at + 1 + number % 8]
+            case 4:
+                del data[at : at + number]
+            case 5:
+                data[at:at] = data[at : at + number]
+            case 6:
+                del data[at:]
+            case 7:
+                data[at:] = other[int.from_bytes(value) % (len(other) + 1) :]
+    return bytes(data)

@@ -26,8 +26,9 @@ Metadata = Sequence[tuple[str, str | bytes]]
 
 DOCUMENTED = {row.code for row in TABLE.values()} | {grpc.StatusCode.OK}
 """Of a bug are UNKNOWN and INTERNAL."""
-BY_GRPC = re.compile(r"larger than max|metadata size exceeds|Deadline Exceeded")
-"""Refusals that gRPC itself speaks, before any code of the server: they have no details."""
+BY_GRPC = re.compile(r"larger than max|metadata size exceeds|the connection broke while the request was being sent")
+"""What gRPC itself says to messages that are too large, and the client where the server answers before it has read all:
+they have no details."""
 MOST_RESPONSES = 8
 """So many are read; then the client has had enough, and leaves."""
 CASES_BETWEEN_LOOKS = 50

@@ -32,12 +32,11 @@ class Target(Generic[T]):
     inputs: Callable[[], SearchStrategy[T]]
     """Made when they are wanted: some need a model's files."""
     judging: Callable[[], AbstractContextManager[Judge[T]]]
-    """Sets up what is tested, and gives what judges a case: it raises if the case shows a fault. At the end, and now and
-    then, it sees that nothing was left behind."""
+    """Sets up what is tested, and gives what judges a case: it raises if the case shows a fault. Now and then, and at
+    the end, it also sees that nothing was left behind."""
     seeds: Callable[[], Sequence[bytes]] | None = None
-    """Of a target of bytes: valid files, or messages, that the bytes are made from."""
-    guided_by: tuple[str, ...] = ()
-    """Packages whose coverage may guide the search, if Atheris is installed; the cases have to be bytes."""
+    """Of a target of bytes: valid files, or messages, that the bytes are made from. The search for more of them can be
+    guided by coverage."""
 
 
 def of_bytes(
@@ -46,26 +45,24 @@ def of_bytes(
     cases: int,
     seeds: Callable[[], Sequence[bytes]],
     judging: Callable[[], AbstractContextManager[Judge[bytes]]],
-    guided_by: tuple[str, ...] = (),
 ) -> Target[bytes]:
     """A target whose cases are valid files with a few edits."""
-    return Target(name, what, cases, lambda: mutated(seeds()), judging, seeds, guided_by)
+    return Target(name, what, cases, lambda: mutated(seeds()), judging, seeds)
 
 
 @dataclass
 class Run:
-    """What a run of a target did."""
+    """What a run of a target has done so far."""
 
     cases: int = 0
     slowest_seconds: float = 0.0
 
 
-def run(target: Target[Any], cases: int, first_seed: int, watch: Judge[Any] = lambda case: None) -> Run:
+def run(target: Target[Any], cases: int, first_seed: int, done: Run, watch: Judge[Any] = lambda case: None) -> None:
     """Judges so many cases; raises what was found, with the smallest case that shows it.
 
     `watch` is told every case before it is judged.
     """
-    done = Run()
     with target.judging() as judge:
         judge = timed(judge, done)
         inputs = target.inputs()
@@ -85,7 +82,6 @@ def run(target: Target[Any], cases: int, first_seed: int, watch: Judge[Any] = la
                 judge(case)
 
             examine()
-    return done
 
 
 def timed(judge: Judge[T], done: Run) -> Judge[T]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.fuzz import rpc
+from tests.fuzz import checkpoints, pictures, rpc, sampling, settings, texts, tokenizer_files, uploads, validation
 from tests.fuzz.target import Target
 
 TARGETS: tuple[Target[Any], ...] = (
@@ -11,4 +11,19 @@ TARGETS: tuple[Target[Any], ...] = (
     rpc.PICTURES,
     rpc.METADATA,
     rpc.ENGINE,
+    uploads.SEQUENCES,
+    validation.REQUESTS,
+    sampling.SAMPLING,
+    texts.TEXTS,
+    pictures.FILES,
+    pictures.CHUNKS,
+    checkpoints.CONFIGS,
+    checkpoints.CONFIG_FILES,
+    checkpoints.SAFETENSORS,
+    checkpoints.SAFETENSORS_FILES,
+    checkpoints.PICKLES,
+    tokenizer_files.PIECES,
+    tokenizer_files.SIZES,
+    settings.FILES,
+    settings.ENVIRONMENT,
 )
