@@ -113,7 +113,9 @@ class ReformerConfig:
             even = all(factor >= 2 and factor % 2 == 0 for factor in self.bucket_factors)
             require("num_buckets", len(self.bucket_factors) >= 1 and even, "an even number, or a list of even factors")
             require("num_buckets", self.total_buckets <= MAX_COUNT, f"at most {MAX_COUNT:,}")
-        rotations = self.num_attention_heads * self.attention_head_size * self.num_hashes * sum(self.bucket_factors) // 2
+        rotations = (
+            self.num_attention_heads * self.attention_head_size * self.num_hashes * sum(self.bucket_factors) // 2
+        )
         require("num_hashes", rotations * len(self.attn_layers) <= MAX_ROTATIONS, _FEW_ROTATIONS)
         if self.hash_seed is not None:
             require("hash_seed", -(2**63) <= self.hash_seed < 2**64, "between -2**63 and 2**64 - 1")

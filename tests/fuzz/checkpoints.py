@@ -104,11 +104,11 @@ def _config_seeds() -> list[bytes]:
     return [_content("config.json"), b"[" * 5000, b'{"a":' * 5000, b"9" * 5000]
 
 
-CONFIGS = Target("configs", "config.json with other values", 20_000, configs, _replacing("config.json"))
+CONFIGS = Target("configs", "config.json with other values", 5_000, configs, _replacing("config.json"))
 CONFIG_FILES = of_bytes(
     "config-files",
     "config.json with bytes changed",
-    20_000,
+    10_000,
     _config_seeds,
     _replacing("config.json"),
 )
@@ -142,7 +142,11 @@ def safetensors(draw: st.DrawFn) -> bytes:
 
 
 SAFETENSORS = Target(
-    "safetensors", "headers of safetensors files that lie", 10_000, safetensors, _replacing("model.safetensors")
+    "safetensors",
+    "headers of safetensors files that lie",
+    10_000,
+    safetensors,
+    lambda: _reading_weights("model.safetensors"),
 )
 
 

@@ -115,8 +115,9 @@ def chunked(draw: st.DrawFn) -> bytes:
     contents = st.sampled_from([packed, b"name\0\0" + packed, b"name\0\x01\0\0\0" + packed, bytes(26), b"\xff" * 30])
     chunks = [chunk(b"IHDR", struct.pack(">IIBBBBB", *fields))]
     for _ in range(draw(st.integers(0, 4))):
+        again = draw(st.sampled_from([1, 1, 1, 1, 3, 1000]))
         length = draw(st.sampled_from([None, None, None, 0, 2**31 - 1, 2**32 - 1]))
-        chunks.append(chunk(draw(st.sampled_from(KINDS)), draw(contents | st.binary(max_size=40)), length))
+        chunks += [chunk(draw(st.sampled_from(KINDS)), draw(contents | st.binary(max_size=40)), length)] * again
     return SIGNATURE + b"".join([*chunks, chunk(b"IDAT", packed), chunk(b"IEND", b"")])
 
 
