@@ -18,7 +18,7 @@ _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `text`: `12GiB`, `16Gi`, `512M` (binary), `2GB` (decimal) or a plain number, below 2**63. Raises ValueError."""
+    """Bytes of `text`: `12GiB`, `16Gi`, `512M` (binary), `2GB` (decimal) or a plain number. Raises ValueError."""
     match = _SIZE.fullmatch(text.strip())
     factor = _BYTES.get(match[2].lower()) if match else None
     size = float(match[1]) * factor if match and factor else math.nan

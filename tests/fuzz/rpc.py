@@ -85,35 +85,35 @@ def _pages_are_whole(running: Running) -> None:
 BYTES = Target(
     "rpc-bytes",
     "requests of all RPCs with bytes changed, to a server",
-    6_000,
+    4_000,
     lambda: cases(list(METHODS), damaged=True),
     _judging(_text, _fake),
 )
 FIELDS = Target(
     "rpc-fields",
     "requests of all RPCs, fields left out, usual or extreme, to a server of a text model",
-    6_000,
+    4_000,
     lambda: cases(list(METHODS)),
     _judging(_text, _fake),
 )
 PICTURES = Target(
     "rpc-pictures",
     "the same to a server of a picture model",
-    2_000,
+    1_500,
     lambda: cases(list(METHODS)),
     _judging(_pictures, _fake),
 )
 METADATA = Target(
     "rpc-metadata",
     "calls with hostile metadata",
-    2_000,
+    1_500,
     lambda: cases(list(METHODS), metadata=True),
     _judging(_text, _fake),
 )
 ENGINE = Target(
     "rpc-engine",
     "requests of documents and inference, to a server on the real engine",
-    2_000,
+    1_500,
     lambda: cases(REAL_ENGINE),
     _judging(_text, make_engine, _pages_are_whole),
 )

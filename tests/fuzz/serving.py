@@ -112,9 +112,10 @@ class Served:
         self._look_inside(self.running)
 
     async def fill(self) -> None:
-        """The documents that the cases name."""
+        """The documents that the cases name, whatever of them is on its way."""
         content, content_type = self._content
         for document_id, keep_scores in zip(DOCUMENTS, (True, False), strict=True):
+            await self.succeed(document_pb2.DeleteDocumentRequest(document_id=document_id))
             await create_document(
                 self.running,
                 content[: len(content) - 4 * keep_scores],

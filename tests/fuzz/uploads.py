@@ -120,4 +120,4 @@ def _faulty(fault: str, at: int) -> list[pb.CreateDocumentRequest]:
     }.get(fault, [])
 
 
-SEQUENCES = Target("upload-sequences", "uploads with faults, resumed until they are through", 2_000, _cases, _uploading)
+SEQUENCES = Target("upload-sequences", "uploads with faults, resumed until they are through", 1_500, _cases, _uploading)
