@@ -5,7 +5,7 @@ BIN   := .venv/bin
 STAMP := .venv/.installed
 
 # What claims something about speed or memory. LONG= leaves those out that take an hour or more.
-BENCHMARKS := decode_context streams score_length where_time_goes first_token cancellation neighbours
+BENCHMARKS := decode_context streams score_length where_time_goes first_token cancellation neighbours restore
 LONG       := train_memory million_tokens
 
 .PHONY: help venv proto format lint test demo fuzz bench bench-quick wheel clean

@@ -71,6 +71,7 @@ class _Counter:
 
     received: list[int]
     number: int
+    owner: None = None
 
     def ready(self) -> bool:
         return True

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -30,6 +31,13 @@ class ServerProcess:
     process: subprocess.Popen[str]
     port: int
     metrics_port: int
+    log_file: Path | None = None
+
+    @property
+    def log(self) -> str:
+        """All that it has said so far, if that goes to a file."""
+        assert self.log_file is not None, "it was started without log="
+        return self.log_file.read_text(encoding="utf-8")
 
     @property
     def address(self) -> str:
@@ -49,6 +57,11 @@ class ServerProcess:
         pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
         return {name: float(value) for name, _, value in pairs}
 
+    def metric(self, name: str, **labels: str) -> float:
+        """The current value of one series; 0 if there is none, as of a status that no call has ended with yet."""
+        inside = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
+        return self.metrics().get(f"{name}{{{inside}}}" if labels else name, 0.0)
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Sends the signal and returns the exit code."""
         self.process.send_signal(number)
@@ -62,26 +75,34 @@ def reformer(*arguments: object) -> list[str]:
 
 
 @contextmanager
-def serving(*arguments: object, threads: int | None = None) -> Iterator[ServerProcess]:
+def serving(
+    *arguments: object, threads: int | None = None, program: Sequence[str] | None = None, log: Path | None = None
+) -> Iterator[ServerProcess]:
     """Runs `reformer serve` with these arguments on free ports until the block ends.
 
     Args:
         arguments: further options and their values.
         threads: of torch; None: as many as it takes by itself.
+        program: the command line in front of `serve`; None: the installed program.
+        log: a file for what it says; None: this process's stderr.
 
     Raises:
         RuntimeError: it ended instead of serving.
     """
-    command = reformer("serve", "--port", 0, "--metrics-port", 0, "--json", *arguments)
+    options = ("serve", "--port", 0, "--metrics-port", 0, "--store", "none", "--json", *arguments)
+    command = reformer(*options) if program is None else [*program, *map(str, options)]
     environment = os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with (
+        nullcontext() if log is None else log.open("w", encoding="utf-8") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment) as process,
+    ):
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
             if not line:
                 raise RuntimeError(f"the server ended with exit code {process.wait()}; what it said is above")
             facts = json.loads(line)
-            yield ServerProcess(process, facts["port"], facts["metrics_port"])
+            yield ServerProcess(process, facts["port"], facts["metrics_port"], log)
         finally:
             process.kill()
 
@@ -93,10 +114,10 @@ def memory_bytes(config: ReformerConfig, dtype: torch.dtype, tokens: int, sessio
 
 
 @contextmanager
-def serving_embedded(tokens: int) -> Iterator[ServerProcess]:
+def serving_embedded(tokens: int, *arguments: object) -> Iterator[ServerProcess]:
     """The embedded text model, with memory for a document of so many tokens and a few requests beside it."""
     config, dtype = load_config(embedded_model_path()), choose_dtype("auto", choose_device())
-    with serving("--memory", memory_bytes(config, dtype, tokens), "--max-running", SESSIONS) as server:
+    with serving("--memory", memory_bytes(config, dtype, tokens), "--max-running", SESSIONS, *arguments) as server:
         yield server
 
 

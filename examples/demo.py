@@ -71,6 +71,7 @@ def run(novel: Path, model: Path | None) -> None:
 def serving(model: Path | None) -> Iterator[dict[str, Any]]:
     """Runs `reformer serve` on free ports; yields what it says as soon as it is ready, and stops it at the end."""
     command = [str(Path(sys.executable).with_name("reformer")), "serve", "--port", "0", "--metrics-port", "0", "--json"]
+    command += ["--store", "none"]  # it ends with the server
     if model is not None:
         command += ["--model", str(model)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

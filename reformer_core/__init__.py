@@ -3,7 +3,7 @@
 import reformer_core.openmp  # noqa: F401  # before anything that imports torch
 from reformer_core.checkpoint import load_config, load_model, save_model
 from reformer_core.config import ReformerConfig
-from reformer_core.document import Document
+from reformer_core.document import Document, document_bytes
 from reformer_core.embedded_model import embedded_model_path
 from reformer_core.engine import Engine, EngineLoad
 from reformer_core.memory_plan import MemoryPlan
@@ -24,6 +24,7 @@ __all__ = [
     "Request",
     "SamplingParams",
     "Tokenizer",
+    "document_bytes",
     "embedded_model_path",
     "load_config",
     "load_model",

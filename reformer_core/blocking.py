@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class Collected:
     """A sink with room for everything, for a caller that takes the turns itself."""
 
+    owner = None
+
     def __init__(self) -> None:
         self.events: deque[Event] = deque()
 

@@ -75,13 +75,22 @@ class Tail:
             the token's merged slot, int32 [B, H, R].
         """
         new = buckets.unsqueeze(-1).to(torch.int32)
-        later = self.buckets > new  # empty places are later, too
-        self.slots.add_(later)
+        later = (self.buckets > new).to(torch.int32)  # empty places are later, too
         slot = base.up_to(buckets) + (self.buckets.shape[-1] - later.sum(dim=-1, dtype=torch.int32))
         place = place.view(-1, 1, 1, 1).expand_as(new)
+        # From here on nothing is allocated: it is done as a whole, or not at all.
+        self.slots.add_(later)
         self.buckets.scatter_(-1, place, new)
         self.slots.scatter_(-1, place, slot.unsqueeze(-1))
         return slot
+
+    def take_back(self, place: torch.Tensor) -> None:
+        """Undoes `append` at place int64 [B] in the rows where it was done; the others stay as they are."""
+        place = place.view(-1, 1, 1, 1).expand(*self.buckets.shape[:-1], 1)
+        later = (self.buckets > self.buckets.gather(-1, place)).to(torch.int32)  # than EMPTY nothing is
+        self.slots.sub_(later)
+        self.slots.scatter_(-1, place, NOWHERE)
+        self.buckets.scatter_(-1, place, EMPTY)
 
     def append_one_by_one(self, base: Base, buckets: torch.Tensor, place: torch.Tensor) -> tuple["Tail", torch.Tensor]:
         """m tokens appended to one row (B = 1), as `append` would do, in place.

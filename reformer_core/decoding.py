@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from reformer_core.decode_graphs import DecodeSteps
-from reformer_core.incremental import tail_capacity_for
+from reformer_core.errors import lacks_memory
+from reformer_core.incremental import tail_capacity_for, undo_decode_step
 from reformer_core.requests import Resources
 from reformer_core.sampling import BatchSampling, sample
 from reformer_core.sampling_params import SamplingParams
@@ -39,7 +40,7 @@ class Decoding:
         seen[request.prompt_ids.long().to(seen.device)] = True
 
     def choose(self, batch: Sequence[GenerateRequest]) -> list[tuple[GenerateRequest, Choice]]:
-        """The next token of each, in any order."""
+        """The next token of each, in any order. If it raises, nothing was chosen."""
         if not batch:
             return []
         batch, table, device = self._side_by_side(batch), self._table, self._model.device
@@ -50,15 +51,18 @@ class Decoding:
         most = max(param.top_logprobs for param in params)
         seen_ids = table.seen_ids[: len(batch)]
         sampled = sample(table.next_logits[: len(batch)], self._sampling, steps, seen_ids, most)
-        seen_ids.scatter_(1, sampled.ids.unsqueeze(1), True)
         ids, logprobs, *top = (x.tolist() for x in to_host(sampled.ids, sampled.logprobs, *sampled.top))
+        seen_ids.scatter_(1, sampled.ids.unsqueeze(1), True)
         tops = [tuple(zip(*pair, strict=True)) for pair in zip(*top, strict=True)] if top else [()] * len(batch)
         choices = zip(params, ids, logprobs, tops, strict=True)
         found = [Choice(id, logprob, top[: param.top_logprobs]) for param, id, logprob, top in choices]
         return list(zip(batch, found, strict=True))
 
     def append(self, batch: Sequence[GenerateRequest]) -> None:
-        """Appends the last token of each to its session, whose tail has room."""
+        """Appends the last token of each to its session, whose tail has room.
+
+        If it raises for want of memory, nothing was appended.
+        """
         if not batch:
             return
         batch = self._side_by_side(batch)
@@ -67,7 +71,13 @@ class Decoding:
             session.reserve(1)
         longest = max(session.tail_tokens for session in sessions)
         capacity = tail_capacity_for(longest + 1, self._table.tail_capacity)
-        self._steps.take([request.last_id for request in batch], capacity)
+        try:
+            self._steps.take([request.last_id for request in batch], capacity)
+        except Exception as error:
+            if lacks_memory(error):
+                error.__traceback__ = None  # and with it, what the step has allocated
+                undo_decode_step(self._table, len(batch), capacity)
+            raise
         for session in sessions:
             session.appended(1)
 

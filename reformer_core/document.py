@@ -1,5 +1,6 @@
 """A document that has been read: keys, values and bucket index in pages, immutable, shared by all sessions on it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -48,6 +49,27 @@ def document_pages(layout: PageLayout, tokens: int) -> tuple[int, int, int]:
     return layers * layout.token_pages(tokens), layers * layout.order_pages(tokens), state_pages
 
 
+def document_bytes(config: ReformerConfig, dtype: torch.dtype, tokens: int, *, with_scores: bool = False) -> int:
+    """Memory of a document of so many tokens, as `Document.nbytes`."""
+    layout = PageLayout(config, dtype)
+    host_bytes = tokens * (torch.int32.itemsize + (torch.float32.itemsize if with_scores else 0))
+    return sum(document_pages(layout, tokens)) * layout.page_bytes + host_bytes
+
+
+def arrange_pages(
+    layout: PageLayout, pages: Sequence[int], tokens: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A document's pages by their use: keys and values, orders, int64 [LSH layers, pages], and the state, [pages]; CPU.
+
+    The other way round, `Document.pages` has them in this order.
+    """
+    counts = document_pages(layout, tokens)
+    token_pages, order_pages, state_pages = torch.tensor(pages, dtype=torch.long).split(counts)
+    layers = layout.config.attn_layers.count("lsh")
+    by_layer = (layers, -1) if layers else (0, 0)
+    return token_pages.view(by_layer), order_pages.view(by_layer), state_pages
+
+
 @dataclass(eq=False)
 class Document:
     """What prefill leaves behind.
@@ -93,6 +115,10 @@ class Document:
         layout = self.pool.layout
         like = DocumentState.empty(layout.config, layout.dtype, "meta")
         return DocumentState(*self.pool.read(self.state_pages, list(vars(like).values())))
+
+    def read_pages(self, start: int, stop: int) -> torch.Tensor:
+        """A copy of the pages from the one number `start` to the one before `stop`, uint8 [pages, page bytes], CPU."""
+        return self.pool.read_raw(self.pages[start:stop])
 
     @property
     def closed(self) -> bool:

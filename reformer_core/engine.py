@@ -4,7 +4,7 @@ One thread calls everything here. Requests are submitted and then worked on turn
 (`prefill`, `score`, `generate`) take turns until their own request is over.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -26,6 +26,7 @@ from reformer_core.model import ReformerModel
 from reformer_core.pages import PageLayout, PagePool
 from reformer_core.placement import available_memory
 from reformer_core.requests import PrefillRequest, Request, Resources, ScoreRequest
+from reformer_core.restore import PageSource, RestoreRequest
 from reformer_core.sampling_params import SamplingParams
 from reformer_core.scheduler import Scheduler
 from reformer_core.session import Session
@@ -41,6 +42,11 @@ class EngineLoad:
 
     running: int
     waiting: int
+    waiting_by_owner: Mapping[Hashable, int]
+    retry_seconds: float
+    """When those that wait now should have begun."""
+    prefill_speed: float | None
+    """Tokens a second at which documents are read at most; None: not known yet."""
     decode_batch_size: int
     documents: int
     used_page_bytes: int
@@ -115,6 +121,25 @@ class Engine:
         token_ids = self._checked(token_ids)
         return self._scheduler.submit(PrefillRequest(self._resources, token_ids, keep_scores, sink, deadline))
 
+    def submit_restore(
+        self,
+        token_ids: torch.Tensor,
+        scores: torch.Tensor | None,
+        source: PageSource,
+        sink: Sink,
+        *,
+        deadline: float | None = None,
+    ) -> Request:
+        """Takes back a document that this model read: Started, Progress …, DocumentReady, Finished. Raises as above.
+
+        Args:
+            token_ids: the document's, int [n].
+            scores: the document's, float32 [n], or None.
+            source: the document's pages, by the same page layout. The engine looks for more in every turn.
+        """
+        token_ids = self._checked(token_ids)
+        return self._scheduler.submit(RestoreRequest(self._resources, token_ids, scores, source, sink, deadline))
+
     def submit_score(self, token_ids: torch.Tensor, sink: Sink, *, deadline: float | None = None) -> Request:
         """Scores a text, int [n], and retains nothing: Started, Progress …, Scores …, Finished. Raises as above."""
         return self._scheduler.submit(ScoreRequest(self._resources, self._checked(token_ids), sink, deadline))
@@ -188,6 +213,9 @@ class Engine:
         return EngineLoad(
             running=len(running),
             waiting=len(self._scheduler.waiting),
+            waiting_by_owner=self._scheduler.waiting.counts,
+            retry_seconds=self._scheduler.retry_seconds,
+            prefill_speed=self._scheduler.prefill_speed,
             decode_batch_size=self._scheduler.decode_batch_size,
             documents=len(self._admission.documents),
             used_page_bytes=self.pool.used_pages * self.pool.layout.page_bytes,

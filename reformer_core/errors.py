@@ -12,6 +12,8 @@ ReformerError
 └── DeadlineExceededError    the request's deadline passed
 """
 
+import torch
+
 
 class ReformerError(Exception):
     """Base of all errors that the core raises on purpose."""
@@ -55,14 +57,17 @@ class OutOfMemoryError(ReformerError):
         self.needed_bytes = needed_bytes
         self.free_bytes = free_bytes
         self.fits_when_idle = fits_when_idle
+        self.retry_seconds = 1.0
+        """When there may be room, for whoever knows to say."""
 
 
 class QueueFullError(ReformerError):
-    """`waiting` requests wait already."""
+    """`waiting` requests wait already; in `retry_seconds` they should have begun."""
 
-    def __init__(self, waiting: int) -> None:
+    def __init__(self, waiting: int, retry_seconds: float = 1.0) -> None:
         super().__init__(f"{waiting} requests are waiting already")
         self.waiting = waiting
+        self.retry_seconds = retry_seconds
 
 
 class CancelledError(ReformerError):
@@ -71,3 +76,8 @@ class CancelledError(ReformerError):
 
 class DeadlineExceededError(ReformerError):
     """The request's deadline passed before it was finished."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: Python's, torch's on a GPU, or torch's on a CPU, for which it has no class."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -4,6 +4,7 @@ A request's events, in order: Started once; Progress any number of times; then, 
 ContinuationScored … or DocumentReady; and last exactly one of Finished or Failed.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
@@ -103,6 +104,11 @@ Event = Started | Progress | Token | Scores | ContinuationScored | DocumentReady
 
 class Sink(Protocol):
     """Where a request's events go. Both methods are called on the engine's thread and must not block."""
+
+    @property
+    def owner(self) -> Hashable:
+        """Whose request it is: while they wait, owners take turns. It never changes."""
+        ...
 
     def ready(self) -> bool:
         """Whether there is room for more; while there isn't, the engine leaves the request aside."""

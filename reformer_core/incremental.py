@@ -61,6 +61,18 @@ def decode_step(model: ReformerModel, table: SessionTable, token_ids: torch.Tens
 
 
 @torch.inference_mode()
+def undo_decode_step(table: SessionTable, batch: int, tail_capacity: int) -> None:
+    """After a `decode_step` of the first B rows that failed on its way: the tails are as before, it can be taken again.
+
+    What else the step writes is written again then, and seen by nobody before.
+    """
+    rows = slice(0, batch)
+    place = table.length[rows] - table.base_tokens[rows]
+    for layer in range(len(table.tail_buckets)):
+        table.tail(layer, rows, tail_capacity).take_back(place)
+
+
+@torch.inference_mode()
 def extend_slice(model: ReformerModel, session: Session, token_ids: torch.Tensor) -> torch.Tensor:
     """Appends m tokens to one session, as m decode steps would.
 

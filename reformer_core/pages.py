@@ -140,6 +140,18 @@ class PagePool:
         parts = content[: sum(x.nbytes for x in like)].split([x.nbytes for x in like])
         return [part.view(x.dtype).view(x.shape) for part, x in zip(parts, like, strict=True)]
 
+    def read_raw(self, pages: Sequence[int]) -> torch.Tensor:
+        """A copy of whole pages, uint8 [k, page bytes], on the CPU."""
+        return self._bytes[torch.tensor(pages, dtype=torch.long, device=self.device)].cpu()
+
+    def write_raw(self, pages: Sequence[int], content: torch.Tensor) -> None:
+        """Writes whole pages, uint8 [k, page bytes]."""
+        self._bytes[torch.tensor(pages, dtype=torch.long, device=self.device)] = content.to(self.device)
+
+    def clear(self, pages: Sequence[int]) -> None:
+        """Writes zeros."""
+        self._bytes[torch.tensor(pages, dtype=torch.long, device=self.device)] = 0
+
     def copy(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Copies pages' contents."""
         to, from_ = (torch.tensor(pages, dtype=torch.long, device=self.device) for pages in (target, source))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from reformer_core.document import Document, DocumentState, document_pages
+from reformer_core.document import Document, DocumentState, arrange_pages, document_pages
 from reformer_core.head_loss import HEAD_BLOCK_TOKENS
 from reformer_core.local_attention import LocalAttention
 from reformer_core.lsh_pass import LSHPass
@@ -133,11 +133,10 @@ class Prefill:
 
     def _pages_by_use(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Pages for keys and values, int64 [layers, pages], for orders, likewise, and for the state, [pages]; CPU."""
-        pages = torch.tensor(self._pages, dtype=torch.long)
         if not self._keep:
+            pages = torch.tensor(self._pages, dtype=torch.long)
             return pages[None], pages[None, :0], pages[:0]
-        layers = self._model.config.attn_layers.count("lsh")
-        token_pages, order_pages, state_pages = pages.split(document_pages(self._pool.layout, len(self._token_ids)))
-        if layers == 0:
-            return token_pages.view(0, 0), order_pages.view(0, 0), state_pages
-        return token_pages.view(layers, -1), order_pages.view(layers, -1), state_pages
+        token_pages, order_pages, state_pages = arrange_pages(self._pool.layout, self._pages, len(self._token_ids))
+        # What the last pages don't fill is somebody's from before, and a document can leave this machine.
+        self._pool.clear([*token_pages[:, -1:].flatten().tolist(), *order_pages[:, -1:].flatten().tolist()])
+        return token_pages, order_pages, state_pages

@@ -62,6 +62,10 @@ class Request(ABC):
         self._decoding: float | None = None
         self._first_token: float | None = None
         self._told = 0.0
+        self.worked_seconds = 0.0
+        """That its own slices have taken."""
+        self.had_to_wait = False
+        """Whether it couldn't begin at once."""
 
     @abstractmethod
     def begin(self) -> Iterator[bool]:

@@ -2,8 +2,7 @@
 
 import logging
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,12 +10,15 @@ import torch
 
 from reformer_core.admission import Admission, holds, minus
 from reformer_core.decoding import Choice, Decoding
-from reformer_core.errors import DeadlineExceededError, OutOfMemoryError, QueueFullError
+from reformer_core.errors import DeadlineExceededError, OutOfMemoryError, QueueFullError, lacks_memory
 from reformer_core.events import Failed, Finished, FinishReason, Started, Token
 from reformer_core.memory_plan import MemoryPlan
+from reformer_core.pace import Pace
 from reformer_core.requests import PrefillRequest, Request, Resources
+from reformer_core.restore import RestoreRequest
 from reformer_core.session_requests import GenerateRequest
 from reformer_core.turns import Balance, Rotation, Stopwatch
+from reformer_core.waiting import WaitingRequests
 
 logger = logging.getLogger(__name__)
 
@@ -25,15 +27,15 @@ class Scheduler:
     """All requests that aren't over: waiting, reading (whatever goes slice by slice), or decoding."""
 
     def __init__(self, resources: Resources, admission: Admission, max_waiting: int) -> None:
-        self._admission, self._decoding, self._max_waiting = admission, Decoding(resources), max_waiting
+        self._admission, self._decoding = admission, Decoding(resources)
         model = resources.model
         self._max_tokens = model.config.max_tokens
         self._step_bytes = MemoryPlan(model.config, model.dtype, 1, model.device).step_bytes(sessions=1)
-        self.waiting: deque[Request] = deque()
+        self.waiting = WaitingRequests(max_waiting)
         self.reading = Rotation[Request]()
         self.decoding: list[GenerateRequest] = []
         self.decode_batch_size = 0
-        self._balance, self._stopwatch = Balance(), Stopwatch(resources.model.device)
+        self._balance, self._stopwatch, self._pace = Balance(), Stopwatch(resources.model.device), Pace()
 
     @property
     def running(self) -> list[Request]:
@@ -49,18 +51,33 @@ class Scheduler:
         """Queues a request, and returns it.
 
         Raises:
-            QueueFullError: too many wait.
+            QueueFullError: too many wait. If another owner has more than its share here, its latest one leaves instead.
             OutOfMemoryError: it couldn't begin even when all the others are over.
         """
         try:
-            if len(self.waiting) >= self._max_waiting:
-                raise QueueFullError(len(self.waiting))
+            gives_way = self.waiting.to_give_way(request.sink.owner)
             self._admission.check(request.needs, [other.needs for other in self.unfinished])
-        except (QueueFullError, OutOfMemoryError):
+        except QueueFullError as error:
+            request.free()
+            error.retry_seconds = self.retry_seconds
+            raise
+        except OutOfMemoryError:
             request.free()
             raise
-        self.waiting.append(request)
+        if gives_way is not None:
+            self.end(gives_way, QueueFullError(len(self.waiting), self.retry_seconds))
+        self.waiting.add(request)
         return request
+
+    @property
+    def retry_seconds(self) -> float:
+        """When those that wait now should have begun."""
+        return self._pace.seconds_to_serve(len(self.waiting))
+
+    @property
+    def prefill_speed(self) -> float | None:
+        """Tokens a second at which documents are read at most; None: not known yet."""
+        return self._pace.reading_speed(PrefillRequest)
 
     def step(self) -> bool:
         """One turn. Returns whether anything could be done: if not, nothing runs, or all readers are behind."""
@@ -78,6 +95,8 @@ class Scheduler:
         """Takes a request out, frees what it holds, and tells its reader; nothing, if it is over already."""
         if request.phase == "done":
             return
+        if request.phase != "waiting":
+            self._pace.ended(request, time.monotonic(), well=isinstance(outcome, FinishReason))
         request.phase, timings = "done", request.timings
         everywhere: tuple[Any, ...] = (self.waiting, self.reading, self.decoding)
         for requests in everywhere:
@@ -115,28 +134,70 @@ class Scheduler:
             if free[0] <= 0:  # as many run as may
                 break
             taken = self._admission.room_for(request.needs)
-            if holds(free, taken) and request.phase == "waiting":
+            if request.phase != "waiting":  # another one's reader has cancelled it
+                continue
+            if holds(free, taken):
+                if self._is_too_late(request):
+                    continue
                 admitted = True
-                self.waiting.remove(request)
+                self.waiting.remove(request, begins=True)
                 with self._ended_by_error(request):
                     request.work = request.begin()
                     self.reading.add(request, request.tokens)
                     request.sink.emit(Started(request.note_start()))
             free = minus(free, taken)
+        for request in self.waiting:
+            request.had_to_wait = True
         return admitted
+
+    def _is_too_late(self, request: Request) -> bool:
+        """Ends a request that won't be over by its deadline: the time is better spent on others, if there are any.
+
+        One that didn't have to wait gets its chance to be generated in part.
+        """
+        if request.deadline is None or not self.running:
+            return False
+        seconds, left = (
+            self._pace.expected_seconds(request, decoding=request.had_to_wait),
+            request.deadline - time.monotonic(),
+        )
+        if seconds <= left:
+            return False
+        self.end(request, DeadlineExceededError(f"it would take {seconds:.1f} s, but its deadline is in {left:.1f} s"))
+        return True
 
     def _decode(self) -> bool:
         """A token for each generation whose reader has room: chosen, emitted, and appended where it goes on."""
         batch = [request for request in list(self.decoding) if self._is_ready(request)]
         self.decode_batch_size = len(batch)
         self._stopwatch.start()
-        with self._ended_by_error(*batch):
-            for request, choice in self._decoding.choose(batch):
-                with self._ended_by_error(request):
-                    self._emit(request, choice)
-            self._append([request for request in batch if request.phase == "decode"])
+        self._together(self._choose, batch)
+        self._together(self._append, [request for request in batch if request.phase == "decode"])
         self._balance.decoded(self._stopwatch.seconds())
         return bool(batch)
+
+    def _together(self, work: Callable[[list[GenerateRequest]], None], batch: list[GenerateRequest]) -> None:
+        """Does it for all of them at once; where there is no memory for that, for one half after the other.
+
+        An error that isn't that, or that ends the smallest batch, too, is their readers'.
+        """
+        try:
+            work(batch)
+            return
+        except Exception as error:  # noqa: BLE001 -- their readers get it
+            if len(batch) == 1 or not lacks_memory(error):
+                for request in batch:
+                    self.end(request, error)
+                return
+        # Here, for within `except` what the failed work has allocated is still held.
+        half = len(batch) // 2
+        self._together(work, batch[:half])
+        self._together(work, batch[half:])
+
+    def _choose(self, batch: list[GenerateRequest]) -> None:
+        for request, choice in self._decoding.choose(batch):
+            with self._ended_by_error(request):
+                self._emit(request, choice)
 
     def _emit(self, request: GenerateRequest, choice: Choice) -> None:
         """Tells the reader, and ends the request if this was its last token."""
@@ -172,6 +233,7 @@ class Scheduler:
                     self._finish_reading(request)
             if could:
                 seconds = self._stopwatch.seconds()
+                request.worked_seconds += seconds
                 self.reading.took(request, seconds)
                 self._balance.read(seconds)
                 return True
@@ -179,6 +241,8 @@ class Scheduler:
         return False
 
     def _finish_reading(self, request: Request) -> None:
+        if request.phase == "prefill":
+            self._pace.read(request)
         if isinstance(request, GenerateRequest):
             if request.phase == "prefill":
                 self._decoding.begin(request)
@@ -186,7 +250,7 @@ class Scheduler:
             self.reading.remove(request)
             self.decoding.append(request)
         else:
-            if isinstance(request, PrefillRequest) and request.document is not None:
+            if isinstance(request, PrefillRequest | RestoreRequest) and request.document is not None:
                 self._admission.keep(request.document)
             self.end(request, FinishReason.DONE)
 
@@ -207,5 +271,4 @@ class Scheduler:
 
 def _as_memory_error(error: Exception, needed_bytes: int) -> Exception:
     """The device's own lack of memory is an OutOfMemoryError, too."""
-    lacking = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-    return OutOfMemoryError(needed_bytes, 0) if lacking else error
+    return OutOfMemoryError(needed_bytes, 0) if lacks_memory(error) else error

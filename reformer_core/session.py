@@ -103,13 +103,13 @@ class Session:
         if missing <= 0:
             return
         self._hold(missing * layers)
-        taken, self._held_pages = self._held_pages[: missing * layers], self._held_pages[missing * layers :]
-        new_pages = torch.tensor(taken).view(layers, missing)
+        new_pages = torch.tensor(self._held_pages[: missing * layers]).view(layers, missing)
         if start == first < self.document.token_pages.shape[1]:  # the document's last page isn't full
             pool.copy(self.document.token_pages[:, first].tolist(), new_pages[:, 0].tolist())
+        self._set_token_pages(new_pages, start)
+        del self._held_pages[: missing * layers]
         for pages, new in zip(self._token_pages, new_pages.tolist(), strict=True):
             pages += new
-        self._set_token_pages(new_pages, start)
 
     def appended(self, tokens: int) -> None:
         """Notes that so many tokens were written to the table's row."""

@@ -72,9 +72,11 @@ class Connection:
 
     def open(self) -> grpc.aio.Channel:
         """A channel; must be called on the event loop that will use it."""
+        timeout_ms = round(self.keepalive.timeout_seconds * 1000)
         options = [
             ("grpc.keepalive_time_ms", round(self.keepalive.time_seconds * 1000)),
-            ("grpc.keepalive_timeout_ms", round(self.keepalive.timeout_seconds * 1000)),
+            ("grpc.keepalive_timeout_ms", timeout_ms),
+            ("grpc.http2.ping_timeout_ms", timeout_ms),  # the one that gRPC keeps to; a minute, where it isn't set
             ("grpc.http2.max_pings_without_data", 0),  # reading a long document is silent on the client's side
             ("grpc.initial_reconnect_backoff_ms", 200),  # gRPC's own 1 s would outlast the first retries
             ("grpc.max_reconnect_backoff_ms", 5000),

@@ -59,6 +59,11 @@ class DocumentFacts:
         """Whether the server had the same content already."""
         return self.info.cached
 
+    @property
+    def stored(self) -> bool:
+        """Whether the server has it in its document store by now, so that it outlives a restart."""
+        return self.info.stored
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(id={self.id!r}, tokens={self.tokens})"
 

@@ -198,6 +198,7 @@ def document_info(message: document_pb2.Document) -> DocumentInfo:
         expire_time=message.expire_time.ToDatetime(UTC),
         has_scores=message.has_scores,
         cached=message.cached,
+        stored=message.stored,
         notes=tuple(message.notes),
     )
 

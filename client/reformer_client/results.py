@@ -139,7 +139,7 @@ class DocumentInfo:
     sha256: bytes
     """Digest of what was uploaded."""
     memory_bytes: int
-    """Memory that the document holds on the server."""
+    """Memory that the document takes on the server while it is used."""
     create_time: datetime
     expire_time: datetime
     """When its lease ends."""
@@ -149,6 +149,8 @@ class DocumentInfo:
     """Whether the server had the same content already, and computed nothing."""
     notes: tuple[str, ...] = ()
     """What the server had to change in a picture to read it."""
+    stored: bool = False
+    """Whether the server's store has it, so that it outlives a restart; that is so a moment after it was created."""
 
 
 @dataclass(frozen=True)

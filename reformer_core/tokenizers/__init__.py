@@ -48,6 +48,11 @@ class Tokenizer(Protocol):
         """The padding token; None if there is none."""
         ...
 
+    @property
+    def digest(self) -> bytes:
+        """SHA-256, 32 bytes: tokenizers of equal digests give equal ids."""
+        ...
+
     def encode(self, content: bytes) -> torch.Tensor:
         """UTF-8 text, or a picture's file -> int64 [n], on the CPU; equal bytes give equal ids.
 

@@ -1,5 +1,6 @@
 """Bytes as tokens, as google/reformer-enwik8 has them: token = byte + 2, and 0 pads."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,10 @@ class ByteTokenizer:
     vocab_size = len(_TOKEN_BYTES)
     eos_id = None
     pad_id = 0
+
+    @property
+    def digest(self) -> bytes:
+        return hashlib.sha256(self.kind.encode()).digest()
 
     def encode(self, content: bytes) -> torch.Tensor:
         decode_utf8(content)  # for the error alone: a text is UTF-8, whatever the tokenizer

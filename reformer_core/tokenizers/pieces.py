@@ -5,6 +5,7 @@ be done for that here: SentencePiece writes a space as U+2581, so a U+2581 in th
 is encoded as its three bytes instead, which come back as they are.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,6 +54,10 @@ class SentencePieceTokenizer:
             return cls(path.read_bytes())
         except (OSError, CheckpointError) as error:
             raise CheckpointError(f"{path}: {error}") from error
+
+    @property
+    def digest(self) -> bytes:
+        return hashlib.sha256(self.model).digest()
 
     @property
     def eos_id(self) -> int | None:

@@ -3,6 +3,7 @@
 A picture model has three axial axes of positions, (height, width, 3): they tell a token its row, column and channel.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -61,6 +62,11 @@ class PixelTokenizer:
             return cls(height, width)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path} has to hold a picture's height and width in pixels: {error!r}") from error
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256, 32 bytes."""
+        return hashlib.sha256(f"{self.kind} {self.height} {self.width}".encode()).digest()
 
     @property
     def row_tokens(self) -> int:

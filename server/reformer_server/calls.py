@@ -28,6 +28,7 @@ class Call:
     """One call, for whoever stands around it."""
 
     method: str  # "DocumentService/CreateDocument"
+    streaming: bool  # whether it has many responses, over a while
     context: Context
     request_id: str
     arrived: float = field(default_factory=time.monotonic)
@@ -71,7 +72,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         async def unary(request: bytes, context: Context) -> Any:
             async with AsyncExitStack() as stack:
-                await self._enter(stack, method, context)
+                await self._enter(stack, method, False, context)
                 return await behave(_parsed(request, handler), context)
 
         return grpc.unary_unary_rpc_method_handler(unary, None, handler.response_serializer)
@@ -81,7 +82,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         async def stream(request: Any, context: Context) -> None:
             async with AsyncExitStack() as stack:
-                await self._enter(stack, method, context)
+                await self._enter(stack, method, True, context)
                 parsed = _ParsedRequests(request, handler) if handler.request_streaming else _parsed(request, handler)
                 responses: AsyncIterator[Any]
                 async with aclosing(behave(parsed, context)) as responses:
@@ -92,8 +93,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
         return grpc.unary_stream_rpc_method_handler(stream, None, handler.response_serializer)
 
-    async def _enter(self, stack: AsyncExitStack, method: str, context: Context) -> None:
-        call = Call(method, context, _request_id(context))
+    async def _enter(self, stack: AsyncExitStack, method: str, streaming: bool, context: Context) -> None:
+        call = Call(method, streaming, context, _request_id(context))
         context.set_trailing_metadata(call.trailing_metadata)
         for around in self._chain:
             await stack.enter_async_context(around(call))

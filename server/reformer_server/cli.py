@@ -14,16 +14,18 @@ from typing import Any, TypeVar
 import click
 
 from reformer_core.errors import ReformerError
+from reformer_server.access import Access
 from reformer_server.doctor import doctor
 from reformer_server.errors import EngineStoppedError
 from reformer_server.plan import plan
 from reformer_server.served_model import load_served_model
 from reformer_server.server import Server
 from reformer_server.settings import KEYS, Settings, SettingsError
+from reformer_server.token import token
 from reformer_server.units import format_size
 from reformer_server.version import VERSION
 
-__all__ = ["doctor", "plan", "serve"]
+__all__ = ["doctor", "plan", "serve", "token"]
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -62,7 +64,8 @@ def serve(config: Path | None, as_json: bool, **flags: str | None) -> None:
 
 async def _serve(settings: Settings, *, as_json: bool) -> None:
     """Returns after a clean stop; raises whatever else ended the server."""
-    server = Server(settings, await asyncio.to_thread(load_served_model, settings))
+    access = Access(settings)  # before a model is loaded, which takes longer to go wrong
+    server = Server(settings, await asyncio.to_thread(load_served_model, settings), access=access)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, server.tell_to_stop)
     try:
@@ -81,6 +84,7 @@ def _json_announcement(server: Server) -> str:
         "host": server.settings.host,
         "port": server.port,
         "metrics_port": server.metrics_port,
+        "access": str(server.access),
         "max_tokens": server.model.max_tokens,
         "weights_bytes": load.weights_bytes,
         "page_bytes": load.total_page_bytes,
@@ -98,6 +102,6 @@ def _announcement(server: Server) -> str:
             f"memory   {format_size(load.weights_bytes)} weights, "
             f"{format_size(load.total_page_bytes)} for documents and sessions",
             f"metrics  http://{host}:{server.metrics_port}/metrics",
-            f"serving  {host}:{server.port}  (Ctrl-C stops)",
+            f"serving  {host}:{server.port}, {server.access}  (Ctrl-C stops)",
         )
     )

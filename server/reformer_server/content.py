@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,10 +20,18 @@ ENCODER_THREADS = 2
 T = TypeVar("T")
 
 
+class DocumentName(NamedTuple):
+    """What a document is known by: tenants choose their ids without knowing of each other."""
+
+    tenant: str
+    document_id: str
+
+
 @dataclass(frozen=True)
 class ContentKey:
-    """Equal keys give equal documents, for the model is the same."""
+    """Equal keys give equal documents, for the model is the same. Tenants don't share them: a hit would tell."""
 
+    tenant: str
     content_type: "ContentType.ValueType"
     sha256: bytes
 

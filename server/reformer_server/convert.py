@@ -38,17 +38,18 @@ def timestamp(unix_time: float) -> Timestamp:
 def document(entry: Entry, *, cached: bool = False) -> document_pb2.Document:
     """What clients see of a document."""
     return document_pb2.Document(
-        document_id=entry.document_id,
+        document_id=entry.name.document_id,
         content_type=entry.key.content_type,
-        tokens=entry.document.tokens,
+        tokens=entry.tokens,
         content_bytes=entry.content_bytes,
         sha256=entry.key.sha256,
-        memory_bytes=entry.document.nbytes,
+        memory_bytes=entry.memory_bytes,
         create_time=timestamp(entry.create_time),
         expire_time=timestamp(entry.expire_time),
-        has_scores=entry.document.scores is not None,
+        has_scores=entry.has_scores,
         cached=cached,
-        notes=entry.shared.notes,
+        notes=entry.notes,
+        stored=entry.stored,
     )
 
 

@@ -1,20 +1,28 @@
 """DocumentService: uploads, leases, scores of documents."""
 
+import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 
 from reformer.v1 import document_pb2 as pb
 from reformer.v1.document_pb2_grpc import DocumentServiceServicer
-from reformer_server import convert, validation
+from reformer_core.errors import DeadlineExceededError
+from reformer_server import convert, tenants, validation
+from reformer_server.cache import DocumentCache
 from reformer_server.calls import Context
+from reformer_server.content import ContentKey, DocumentName
 from reformer_server.documents import DocumentRegistry, Entry
+from reformer_server.engine_thread import EngineThread
 from reformer_server.errors import NoScoresError
 from reformer_server.incoming import first_message, forgetting_bad_content, receive
 from reformer_server.metrics import Metrics
+from reformer_server.paging import page
 from reformer_server.prefills import Prefills
 from reformer_server.served_model import ServedModel
 from reformer_server.settings import Settings
+from reformer_server.tenants import Limits
 from reformer_server.uploads import Uploads
 
 
@@ -25,14 +33,18 @@ class DocumentService(DocumentServiceServicer):
         self,
         settings: Settings,
         model: ServedModel,
+        engine: EngineThread,
         documents: DocumentRegistry,
+        cache: DocumentCache,
         uploads: Uploads,
         prefills: Prefills,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._model = model
+        self._engine = engine
         self._documents = documents
+        self._cache = cache
         self._uploads = uploads
         self._prefills = prefills
         self._metrics = metrics
@@ -42,64 +54,74 @@ class DocumentService(DocumentServiceServicer):
     ) -> AsyncIterator[pb.CreateDocumentResponse]:
         """Takes the content, and then what is cheapest: the document of this id, that of another, or reading it."""
         header = (await first_message(request_iterator)).header
-        document_id = validation.optional_document_id(header, context, "header.document_id") or str(uuid.uuid4())
+        name = validation.optional_document_name(header, context, "header.document_id")
+        name = name or validation.own_name(str(uuid.uuid4()))
+        deadline = validation.deadline(context)
         lease = validation.lease_seconds(header, self._settings, "header.lease")
-        announced = validation.content_header(header, document_id, self._settings, self._model)
-
-        there = self._documents.check(announced)
+        announced = validation.content_header(header, name, self._settings, self._model)
+        there = await self._documents.check(announced)
         if there is not None and announced.sha256 is not None and _serves(there, header):
-            # Taken before the first await: after it, the document may be gone.
-            answer = self._reused(self._documents.add(document_id, there.key, there.content_bytes, there.shared, lease))
-            yield _accepted(document_id, there.content_bytes)
+            # Taken before the next await: after it, the document may be gone.
+            answer = self._reused(self._documents.prolong(there, lease))
+            yield _accepted(name, there.content_bytes)
             yield answer
             return
+        tenant = tenants.current()
+        self._documents.check_limits(name, tenant.limits)
+        self._engine.check_queue(tenant.name)  # before the content is sent
 
         async with self._uploads.hold(announced) as upload:
-            yield _accepted(document_id, upload.nbytes)
+            yield _accepted(name, upload.nbytes)
             await receive(request_iterator, upload)
             content = upload.finish()
-            self._documents.check(replace(announced, total_bytes=upload.nbytes, sha256=content.key.sha256))
-            shared = self._documents.find(content.key, with_scores=header.keep_scores)
-            if shared is not None:
-                answer = self._reused(self._documents.add(document_id, content.key, upload.nbytes, shared, lease))
+            await self._documents.check(replace(announced, total_bytes=upload.nbytes, sha256=content.key.sha256))
+            cached = self._cache.get(content.key, with_scores=header.keep_scores)
+            if cached is not None:
+                self._metrics.lookups.labels("hit").inc()
+                answer = self._reused(self._documents.add(name, upload.nbytes, cached, lease))
             else:
                 upload.state = "prefilling"
-                async with self._prefills.follow(content, keep_scores=header.keep_scores) as prefill:
-                    async for progress in prefill.progress():
+                check = partial(self._check_document, name, tenant.limits, content.key, deadline)
+                async with self._prefills.follow(content, check, keep_scores=header.keep_scores) as work:
+                    async for progress in work.progress():
                         yield pb.CreateDocumentResponse(progress=convert.progress(progress))
                     with forgetting_bad_content(upload):
-                        shared = prefill.result()
-                    entry = self._documents.add(document_id, content.key, upload.nbytes, shared, lease)
-                answer = pb.CreateDocumentResponse(document=convert.document(entry))
+                        reading = await work.result()
+                    entry = self._documents.add(name, upload.nbytes, reading.cached, lease)
+                self._metrics.lookups.labels("restored" if reading.restored else "miss").inc()
+                answer = pb.CreateDocumentResponse(document=convert.document(entry, cached=reading.restored))
             upload.forget()
         yield answer
 
     async def GetDocument(self, request: pb.GetDocumentRequest, context: Context) -> pb.GetDocumentResponse:
-        entry = self._documents.get(validation.document_id(request, context))
+        entry = await self._documents.get(validation.document_name(request, context))
         return pb.GetDocumentResponse(document=convert.document(entry))
 
     async def ListDocuments(self, request: pb.ListDocumentsRequest, context: Context) -> pb.ListDocumentsResponse:
-        entries, next_page_token = self._documents.page(validation.page_size(request), request.page_token)
+        page_size = validation.page_size(request)
+        entries = await self._documents.all_of(tenants.current().name)
+        found, next_page_token = page(entries, page_size, request.page_token)
         return pb.ListDocumentsResponse(
-            documents=[convert.document(entry) for entry in entries], next_page_token=next_page_token
+            documents=[convert.document(entry) for entry in found], next_page_token=next_page_token
         )
 
     async def RenewDocument(self, request: pb.RenewDocumentRequest, context: Context) -> pb.RenewDocumentResponse:
-        document_id = validation.document_id(request, context)
-        entry = self._documents.renew(document_id, validation.lease_seconds(request, self._settings, "lease"))
+        name = validation.document_name(request, context)
+        entry = await self._documents.renew(name, validation.lease_seconds(request, self._settings, "lease"))
         return pb.RenewDocumentResponse(document=convert.document(entry))
 
     async def DeleteDocument(self, request: pb.DeleteDocumentRequest, context: Context) -> pb.DeleteDocumentResponse:
-        self._documents.delete(validation.document_id(request, context))
+        await self._documents.delete(validation.document_name(request, context))
         return pb.DeleteDocumentResponse()
 
     async def ReadDocumentScores(
         self, request: pb.ReadDocumentScoresRequest, context: Context
     ) -> AsyncIterator[pb.ReadDocumentScoresResponse]:
-        document_id = validation.document_id(request, context)
-        async with self._documents.use(document_id) as document:
+        name = validation.document_name(request, context)
+        async with self._documents.use(name) as in_use:
+            document = in_use.document
             if document.scores is None:
-                raise NoScoresError(document_id)
+                raise NoScoresError(name.document_id)
             wanted = validation.token_range(request, document.tokens)
             part = slice(wanted.start, wanted.stop)
             decoder = self._model.tokenizer.decoder(continues=wanted.start > 0)
@@ -107,15 +129,35 @@ class DocumentService(DocumentServiceServicer):
             for block in blocks:
                 yield pb.ReadDocumentScoresResponse(scores=block)
 
+    def _check_document(
+        self,
+        name: DocumentName,
+        limits: Limits,
+        key: ContentKey,
+        deadline: float | None,
+        tokens: int,
+        document_bytes: int,
+    ) -> None:
+        """Raises TenantQuotaError; and DeadlineExceededError if reading can't be over in time, by far."""
+        self._documents.check_limits(name, limits, key, document_bytes)
+        speed = self._engine.load.prefill_speed
+        if deadline is not None and speed is not None:
+            seconds, left = tokens / speed, deadline - time.monotonic()
+            if seconds > left:
+                raise DeadlineExceededError(
+                    f"reading {tokens:,} tokens takes at least {seconds:.1f} s, but the deadline is in {left:.1f} s"
+                )
+
     def _reused(self, entry: Entry) -> pb.CreateDocumentResponse:
-        self._metrics.prefill_tokens.labels("cached").inc(entry.document.tokens)
+        self._metrics.prefill_tokens.labels("cached").inc(entry.tokens)
         return pb.CreateDocumentResponse(document=convert.document(entry, cached=True))
 
 
-def _accepted(document_id: str, resume_offset: int) -> pb.CreateDocumentResponse:
-    return pb.CreateDocumentResponse(accepted=pb.UploadAccepted(document_id=document_id, resume_offset=resume_offset))
+def _accepted(name: DocumentName, resume_offset: int) -> pb.CreateDocumentResponse:
+    accepted = pb.UploadAccepted(document_id=name.document_id, resume_offset=resume_offset)
+    return pb.CreateDocumentResponse(accepted=accepted)
 
 
 def _serves(entry: Entry, header: pb.DocumentHeader) -> bool:
     """Whether the document that is there has what this header asks for."""
-    return entry.document.scores is not None or not header.keep_scores
+    return entry.has_scores or not header.keep_scores

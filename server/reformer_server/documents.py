@@ -1,215 +1,319 @@
-"""The documents that can be used: their ids, leases, and the memory that equal contents share."""
+"""The documents that can be used: what each id stands for, and until when; in memory, or in the store."""
 
-import base64
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reformer_core import Document
-from reformer_server.content import ContentKey
-from reformer_server.errors import DocumentExistsError, DocumentNotFoundError, DocumentNotReadyError, InvalidFieldError
+from reformer_core.pace import LONGEST_DELAY_SECONDS, SHORTEST_DELAY_SECONDS
+from reformer_server.archive import Archive
+from reformer_server.cache import CachedDocument, DocumentCache
+from reformer_server.content import ContentKey, DocumentName
+from reformer_server.errors import (
+    DocumentExistsError,
+    DocumentNotFoundError,
+    DocumentNotReadyError,
+    OtherModelError,
+    StoredDocumentDamagedError,
+    StoreUnavailableError,
+    TenantQuotaError,
+)
 from reformer_server.metrics import Metrics
+from reformer_server.restores import Restores
+from reformer_server.store.manifest import DocumentRecord
+from reformer_server.tenants import Limits
 from reformer_server.uploads import UploadHeader, Uploads
 
 MAX_REMEMBERED_IDS = 10_000
+FRESH_SECONDS = 5.0
+"""For so long the store isn't asked again whether another replica has changed a document's lease, or deleted it."""
+
+logger = logging.getLogger(__name__)
 
 
-class SharedDocument:
-    """A document of the engine with a count of its users: ids that name it, and calls that are using it."""
-
-    def __init__(
-        self, document: Document, free: "Callable[[SharedDocument], None]", notes: tuple[str, ...] = ()
-    ) -> None:
-        """The creator is the first user; `free` is called after the last one. `notes` say what was changed in it."""
-        self.document = document
-        self.notes = notes
-        self._free = free
-        self._users = 1
-
-    def retain(self) -> None:
-        """One more user."""
-        self._users += 1
-
-    def release(self) -> None:
-        """One user less."""
-        self._users -= 1
-        if self._users == 0:
-            self._free(self)
-
-
-@dataclass
+@dataclass(eq=False)
 class Entry:
-    """A document under an id."""
+    """What an id stands for."""
 
-    document_id: str
+    name: DocumentName
     key: ContentKey
     content_bytes: int
-    shared: SharedDocument
+    tokens: int
+    memory_bytes: int
+    has_scores: bool
+    notes: tuple[str, ...]
     create_time: float  # Unix time
     expire_time: float
+    stored: bool = False
+    """Whether the store has it, so that it outlives this process."""
+    checked: float = field(default_factory=time.monotonic)
+    """When the store was asked last; also counted from its beginning here."""
 
-    @property
-    def document(self) -> Document:
-        """The engine's document."""
-        return self.shared.document
+
+@dataclass(frozen=True)
+class InUse:
+    """A document for the length of a call, and whether this call had to wait for the store."""
+
+    document: Document
+    restored: bool
 
 
 class DocumentRegistry:
-    """Id to document. It is used on the event loop only, and `free` is how a document is given back to the engine.
-
-    An id counts as one user of its document; `use` adds one for the length of a call, so that a document that is
-    deleted, or whose lease ends, lives on until its readers have finished.
-    """
+    """Id to document. It is used on the event loop only; what the store has to say is awaited."""
 
     def __init__(
         self,
         uploads: Uploads,
+        cache: DocumentCache,
+        archive: Archive,
+        restores: Restores,
         metrics: Metrics,
-        free: Callable[[Document], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._uploads = uploads
-        self._metrics = metrics
-        self._free = free
-        self._clock = clock
-        self._entries: dict[str, Entry] = {}
-        self._by_content: dict[ContentKey, SharedDocument] = {}
-        self._expired: OrderedDict[str, None] = OrderedDict()
+        self._uploads, self._cache, self._archive, self._restores = uploads, cache, archive, restores
+        self._metrics, self._clock = metrics, clock
+        self.persist: Callable[[Entry], None] = lambda entry: None
+        """Is told of every entry that the store doesn't have."""
+        self._entries: dict[DocumentName, Entry] = {}
+        self._expired: OrderedDict[DocumentName, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of all documents that are in use, each counted once."""
-        return sum(shared.document.nbytes for shared in list(self._by_content.values()))
+    def holds(self, entry: Entry) -> bool:
+        """Whether it is still what its id stands for."""
+        return self._entries.get(entry.name) is entry
 
-    def share(self, key: ContentKey, document: Document, notes: tuple[str, ...] = ()) -> SharedDocument:
-        """Takes over a new document of the engine; the caller is its first user."""
+    # -- for uploads
 
-        def free(shared: SharedDocument) -> None:
-            if self._by_content.get(key) is shared:
-                del self._by_content[key]
-            self._free(shared.document)
-
-        shared = self._by_content[key] = SharedDocument(document, free, notes)
-        return shared
-
-    def find(self, key: ContentKey, *, with_scores: bool) -> SharedDocument | None:
-        """The document of an equal content, if there is one, whatever its id. Retain it before the next await."""
-        self.sweep()
-        shared = self._by_content.get(key)
-        if shared is not None and with_scores and shared.document.scores is None:
-            shared = None
-        self._count_lookup(shared)
-        return shared
-
-    def check(self, announced: UploadHeader) -> Entry | None:
+    async def check(self, announced: UploadHeader) -> Entry | None:
         """The entry of the announced id, if there is one. Raises DocumentExistsError if its content surely differs."""
-        self.sweep()
-        entry = self._entries.get(announced.document_id)
+        try:
+            entry = await self._look_up(announced.name)
+        except (OtherModelError, StoredDocumentDamagedError, StoreUnavailableError):
+            return None  # in each case the upload is what helps
         if entry is not None:
             same_type = announced.content_type == entry.key.content_type
             same_size = announced.total_bytes in (None, entry.content_bytes)
             if not (same_type and same_size and announced.sha256 in (None, entry.key.sha256)):
-                raise DocumentExistsError(announced.document_id)
+                raise DocumentExistsError(announced.name.document_id)
         return entry
 
-    def add(
-        self, document_id: str, key: ContentKey, content_bytes: int, shared: SharedDocument, lease_seconds: float
-    ) -> Entry:
+    def check_limits(
+        self, name: DocumentName, limits: Limits, key: ContentKey | None = None, memory_bytes: int = 0
+    ) -> None:
+        """Raises TenantQuotaError if one more document would be more than its tenant may have.
+
+        Args:
+            key: its content, which counts only once; None: not known yet, and neither is memory_bytes.
+        """
+        documents = {record.document_id: record.identity.digest for record in self._archive.known(name.tenant)}
+        sizes = {record.identity.digest: record.memory_bytes for record in self._archive.known(name.tenant)}
+        for entry in self._entries.values():
+            if entry.name.tenant == name.tenant:
+                content = self._archive.identity(entry.key).digest
+                documents[entry.name.document_id] = content
+                sizes[content] = entry.memory_bytes
+        others = documents.keys() - {name.document_id}
+        if limits.documents is not None and len(others) >= limits.documents:
+            raise TenantQuotaError("documents", len(others) + 1, limits.documents)
+        held = sum(sizes[content] for content in {documents[other] for other in others})
+        if key is not None and self._archive.identity(key).digest in sizes:
+            memory_bytes = 0
+        if limits.document_bytes is not None and held + memory_bytes > limits.document_bytes:
+            raise TenantQuotaError("document bytes", held + memory_bytes, limits.document_bytes)
+
+    def add(self, name: DocumentName, content_bytes: int, cached: CachedDocument, lease_seconds: float) -> Entry:
         """Puts a document under an id; the same content again only prolongs the lease. Raises DocumentExistsError."""
-        there = self._entries.get(document_id)
-        if there is not None and there.key != key:
-            raise DocumentExistsError(document_id)
-        now = self._clock()
-        shared.retain()
-        expire_time = now + lease_seconds
-        entry = Entry(document_id, key, content_bytes, shared, now, expire_time)
+        there = self._entries.get(name)
         if there is not None:
-            entry.create_time = there.create_time
-            entry.expire_time = max(there.expire_time, expire_time)
-            there.shared.release()
-        self._entries[document_id] = entry
-        self._expired.pop(document_id, None)
+            if there.key != cached.key:
+                raise DocumentExistsError(name.document_id)
+            if there.has_scores or cached.document.scores is None:
+                return self.prolong(there, lease_seconds)
+        now, document = self._clock(), cached.document
+        entry = Entry(
+            name,
+            cached.key,
+            content_bytes,
+            tokens=document.tokens,
+            memory_bytes=document.nbytes,
+            has_scores=document.scores is not None,
+            notes=cached.notes,
+            create_time=now if there is None else there.create_time,
+            expire_time=max(now + lease_seconds, 0.0 if there is None else there.expire_time),
+        )
+        self._enter(entry)
+        self.persist(entry)
         return entry
 
-    def get(self, document_id: str) -> Entry:
-        """Raises DocumentNotFoundError and DocumentNotReadyError."""
-        self.sweep()
-        entry = self._entries.get(document_id)
-        self._count_lookup(entry)
-        if entry is not None:
-            return entry
-        state = self._uploads.state(document_id)
-        if state is not None:
-            raise DocumentNotReadyError(document_id, state)
-        raise DocumentNotFoundError(document_id, expired=document_id in self._expired)
+    def prolong(self, entry: Entry, lease_seconds: float) -> Entry:
+        """The lease ends `lease_seconds` from now, or when it does already, if that is later."""
+        expire_time = self._clock() + lease_seconds
+        if expire_time > entry.expire_time:
+            entry.expire_time, entry.stored = expire_time, False
+            self.persist(entry)
+        return entry
+
+    # -- for everybody
+
+    async def get(self, name: DocumentName) -> Entry:
+        """Raises DocumentNotFoundError, DocumentNotReadyError, OtherModelError, and the store's errors."""
+        entry = await self._found(name)
+        self._metrics.lookups.labels("hit").inc()
+        return entry
 
     @asynccontextmanager
-    async def use(self, document_id: str) -> AsyncIterator[Document]:
-        """The document for the length of a call, whatever happens to its id meanwhile. Raises like `get`."""
-        shared = self.get(document_id).shared
-        shared.retain()
-        try:
-            yield shared.document
-        finally:
-            shared.release()
+    async def use(self, name: DocumentName) -> AsyncIterator[InUse]:
+        """The document for the length of a call, whatever happens to its id meanwhile. Raises like `get`.
 
-    def renew(self, document_id: str, lease_seconds: float) -> Entry:
-        """The lease ends `lease_seconds` from now. Raises like `get`."""
-        entry = self.get(document_id)
-        entry.expire_time = self._clock() + lease_seconds
+        It is restored if need be; if that shows that what was stored is damaged, the document is gone.
+        """
+        entry = await self._found(name)
+        cached = self._cache.get(entry.key)
+        self._metrics.lookups.labels("restored" if cached is None else "hit").inc()
+        if cached is not None:
+            with self._cache.using(cached):
+                yield InUse(cached.document, restored=False)
+            return
+        try:
+            async with self._restores.follow(entry.key) as work:
+                cached = await work.result()
+                self._cache.retain(cached)
+        except StoredDocumentDamagedError:
+            if self.holds(entry):
+                self._leave(entry)
+            await self._archive.forget(name)
+            raise
+        try:
+            yield InUse(cached.document, restored=True)
+        finally:
+            self._cache.release(cached)
+
+    async def renew(self, name: DocumentName, lease_seconds: float) -> Entry:
+        """The lease ends `lease_seconds` from now, in the store as well. Raises like `get`."""
+        entry = await self.get(name)
+        before, entry.expire_time = entry.expire_time, self._clock() + lease_seconds
+        if entry.stored:
+            try:
+                await self._archive.keep(entry, lambda: self.holds(entry))
+            except StoreUnavailableError:
+                entry.expire_time = before
+                raise
         return entry
 
-    def delete(self, document_id: str) -> None:
+    async def delete(self, name: DocumentName) -> None:
         """Forgets the id and what is on its way under it; no error if there is nothing."""
-        self._uploads.drop(document_id)
-        if document_id in self._entries:
-            self._evict(self._entries[document_id], "deleted")
+        self._uploads.drop(name)
+        if name in self._entries:
+            self._leave(self._entries[name])
+            self._metrics.evictions.labels("deleted").inc()
+        await self._archive.forget(name)
 
-    def page(self, page_size: int, page_token: str) -> tuple[list[Entry], str]:
-        """A page of the documents, oldest first, and the token of the next one. Raises InvalidFieldError."""
+    async def all_of(self, tenant: str) -> list[Entry]:
+        """A tenant's documents, oldest first: those of this process, and those in the store."""
         self.sweep()
-        after = _read_page_token(page_token) if page_token else (0.0, "")
-        entries = sorted(self._entries.values(), key=_page_order)
-        entries = [entry for entry in entries if _page_order(entry) > after]
-        page = entries[:page_size]
-        return page, _write_page_token(page[-1]) if len(entries) > page_size else ""
+        entries = {}
+        for record in await self._archive.records(tenant):
+            if self._archive.is_ours(record) and record.expire_time > self._clock():
+                entries[record.document_id] = self._entry_of(record)
+        entries |= {entry.name.document_id: entry for entry in self._entries.values() if entry.name.tenant == tenant}
+        return sorted(entries.values(), key=lambda entry: (entry.create_time, entry.name))
 
-    def sweep(self) -> None:
-        """Forgets documents whose lease has ended; their memory is free for the engine's next command."""
+    def sweep(self) -> int:
+        """Forgets documents whose lease has ended, and returns how many: their memory is free at once."""
         now = self._clock()
-        for entry in [entry for entry in self._entries.values() if entry.expire_time <= now]:
-            self._evict(entry, "expired")
-            self._expired[entry.document_id] = None
-            if len(self._expired) > MAX_REMEMBERED_IDS:
-                self._expired.popitem(last=False)
+        ended = [entry for entry in self._entries.values() if entry.expire_time <= now]
+        for entry in ended:
+            self._leave(entry)
+            self._metrics.evictions.labels("expired").inc()
+            self._remember_expired(entry.name)
+        return len(ended)
 
-    def _count_lookup(self, found: object | None) -> None:
-        self._metrics.lookups.labels("miss" if found is None else "hit").inc()
+    def seconds_until_one_ends(self) -> float:
+        """Until the next lease ends, within a minute: then there is more room."""
+        ends = [entry.expire_time - self._clock() for entry in self._entries.values()]
+        return min(max(min(ends, default=0.0), SHORTEST_DELAY_SECONDS), LONGEST_DELAY_SECONDS)
 
-    def _evict(self, entry: Entry, reason: str) -> None:
-        del self._entries[entry.document_id]
-        self._metrics.evictions.labels(reason).inc()
-        entry.shared.release()
+    # -- with the store
 
+    async def _found(self, name: DocumentName) -> Entry:
+        entry = await self._look_up(name)
+        if entry is not None:
+            return entry
+        self._metrics.lookups.labels("miss").inc()
+        state = self._uploads.state(name)
+        if state is not None:
+            raise DocumentNotReadyError(name.document_id, state)
+        raise DocumentNotFoundError(name.document_id, expired=name in self._expired)
 
-def _page_order(entry: Entry) -> tuple[float, str]:
-    return entry.create_time, entry.document_id
+    async def _look_up(self, name: DocumentName) -> Entry | None:
+        self.sweep()
+        entry = self._entries.get(name)
+        asked = time.monotonic()
+        if entry is not None and (not entry.stored or asked - entry.checked < FRESH_SECONDS):
+            return entry
+        expire_time = None if entry is None else entry.expire_time
+        try:
+            record = await self._archive.record(name)
+        except (StoreUnavailableError, StoredDocumentDamagedError):
+            if entry is None or not self.holds(entry):
+                raise
+            entry.checked = asked  # it is in memory, or can be restored later: no reason to ask in every call
+            return entry
+        now_there = self._entries.get(name)
+        if now_there is not entry or (entry is not None and entry.expire_time != expire_time):
+            return now_there  # changed here while the store was asked: that is newer
+        return self._agree(entry, record, name)
 
+    def _agree(self, entry: Entry | None, record: DocumentRecord | None, name: DocumentName) -> Entry | None:
+        """Takes over what the store says about an id."""
+        if entry is not None and (record is None or entry.key != self._archive.key_of(record)):
+            self._leave(entry)  # deleted through another replica
+            entry = None
+        if record is None:
+            return None
+        if not self._archive.is_ours(record):
+            raise OtherModelError(name.document_id)
+        if entry is None:
+            if record.expire_time <= self._clock():
+                self._remember_expired(name)
+                return None
+            entry = self._entry_of(record)
+            self._enter(entry)
+        entry.expire_time, entry.checked = record.expire_time, time.monotonic()
+        return entry
 
-def _write_page_token(last: Entry) -> str:
-    return base64.urlsafe_b64encode(f"{last.create_time!r} {last.document_id}".encode()).decode()
+    def _entry_of(self, record: DocumentRecord) -> Entry:
+        return Entry(
+            DocumentName(record.identity.tenant, record.document_id),
+            self._archive.key_of(record),
+            record.content_bytes,
+            tokens=record.tokens,
+            memory_bytes=record.memory_bytes,
+            has_scores=record.has_scores,
+            notes=record.notes,
+            create_time=record.create_time,
+            expire_time=record.expire_time,
+            stored=True,
+        )
 
+    def _enter(self, entry: Entry) -> None:
+        self._cache.name(entry.key)
+        there = self._entries.get(entry.name)
+        self._entries[entry.name] = entry
+        self._expired.pop(entry.name, None)
+        if there is not None:
+            self._cache.unname(there.key)
 
-def _read_page_token(token: str) -> tuple[float, str]:
-    try:
-        create_time, document_id = base64.urlsafe_b64decode(token.encode()).decode().split(" ")
-        return float(create_time), document_id
-    except ValueError:
-        raise InvalidFieldError(
-            "page_token", "is none that ListDocuments gave; leave it out for the first page"
-        ) from None
+    def _leave(self, entry: Entry) -> None:
+        del self._entries[entry.name]
+        self._cache.unname(entry.key)
+
+    def _remember_expired(self, name: DocumentName) -> None:
+        self._expired[name] = None
+        if len(self._expired) > MAX_REMEMBERED_IDS:
+            self._expired.popitem(last=False)

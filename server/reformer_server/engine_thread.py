@@ -4,15 +4,19 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Hashable
 from functools import partial
+from typing import Any, TypeVar
 
 from reformer_core import Engine, EngineLoad, Request
+from reformer_core.errors import OutOfMemoryError, QueueFullError
+from reformer_core.waiting import may_wait
 from reformer_server.errors import EngineStoppedError
 from reformer_server.events import EventStream
 from reformer_server.metrics import Metrics
 
+T = TypeVar("T")
 Command = Callable[[Engine], object]
 
 PARKED_POLL_SECONDS = 0.1  # how late the deadline of a request that waits for its reader is noticed
@@ -28,8 +32,8 @@ class EngineThread:
     `error` holds why; the process is expected to exit.
     """
 
-    def __init__(self, build: Callable[[], Engine], metrics: Metrics) -> None:
-        self._build = build
+    def __init__(self, build: Callable[[], Engine], metrics: Metrics, max_waiting: int) -> None:
+        self._build, self._max_waiting = build, max_waiting
         self.metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._inbox: deque[Command] = deque()
@@ -37,9 +41,14 @@ class EngineThread:
         self._awake = threading.Event()
         self._stopping = False
         self._streams: set[EventStream] = set()
-        self._answers: set[asyncio.Future[None]] = set()
+        self._answers: set[asyncio.Future[Any]] = set()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._load: EngineLoad | None = None
+        self._submitting: Counter[Hashable] = Counter()  # requests on their way to the engine, by owner
+        self.make_room: Callable[[int], Awaitable[bool]] = _no_room
+        """Frees at least some of so many bytes, if it can, and says whether it could."""
+        self.seconds_until_room: Callable[[], float] = lambda: 1.0
+        """When some memory will be free, as far as can be known."""
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
 
@@ -74,9 +83,27 @@ class EngineThread:
         return EventStream(self, submit)
 
     async def open(self, stream: EventStream) -> None:
-        """Submits the stream's request; raises what the engine has against it."""
+        """Submits the stream's request, if need be after making room; raises what the engine has against it."""
+        self.check_queue(stream.owner)
         self._streams.add(stream)
-        await self.call(stream.submit)
+        while True:
+            try:
+                self._submitting[stream.owner] += 1
+                return await self.call(stream.submit)
+            except OutOfMemoryError as error:
+                missing_bytes = error.needed_bytes - error.free_bytes
+                if not error.fits_when_idle or not await self.make_room(missing_bytes):
+                    error.retry_seconds = self.seconds_until_room()
+                    raise
+            finally:
+                self._submitting[stream.owner] -= 1
+
+    def check_queue(self, owner: Hashable) -> None:
+        """Raises QueueFullError at once if the engine would, once it has finished its turn."""
+        load = self.load
+        counts = self._submitting + Counter(load.waiting_by_owner)
+        if not may_wait(counts, owner, self._max_waiting):
+            raise QueueFullError(load.waiting, load.retry_seconds)
 
     def close(self, stream: EventStream, *, over: bool) -> None:
         """Lets go of the stream, and cancels its request unless it is over."""
@@ -84,15 +111,15 @@ class EngineThread:
         if not over:
             self.post(partial(self._cancel, stream, time.monotonic()))
 
-    async def call(self, command: Command) -> None:
-        """Runs `command` on the engine's thread; raises what it raised, or EngineStoppedError."""
+    async def call(self, command: Callable[[Engine], T]) -> T:
+        """Runs `command` on the engine's thread; returns or raises what it did, or raises EngineStoppedError."""
         if self.ended.is_set():
             raise EngineStoppedError
-        answer: asyncio.Future[None] = self._loop.create_future()
+        answer: asyncio.Future[T] = self._loop.create_future()
         self._answers.add(answer)
         answer.add_done_callback(self._answers.discard)
-        self.post(partial(self._run_and_answer, command, answer))
-        await answer
+        self.post(partial(_run_and_answer, command, answer, self.hand_over))
+        return await answer
 
     def post(self, command: Command) -> None:
         """Runs `command` on the engine's thread, in the order of the calls. It must not raise."""
@@ -135,14 +162,6 @@ class EngineThread:
         if not worked and not self._inbox:
             self._awake.wait(PARKED_POLL_SECONDS if load.running or load.waiting else None)
 
-    def _run_and_answer(self, command: Command, answer: asyncio.Future[None], engine: Engine) -> None:
-        try:
-            command(engine)
-        except Exception as error:  # noqa: BLE001 -- the caller gets it
-            self.hand_over(partial(_settle, answer, error))
-        else:
-            self.hand_over(partial(_settle, answer, None))
-
     def _cancel(self, stream: EventStream, asked: float, engine: Engine) -> None:
         request = stream.request
         if request is None or request.phase == "done":
@@ -156,10 +175,14 @@ class EngineThread:
     def _end(self) -> None:
         _run_all(self._outbox)
         for answer in list(self._answers):
-            _settle(answer, EngineStoppedError())
+            _fail(answer, EngineStoppedError())
         for stream in list(self._streams):
             stream.fail(EngineStoppedError())
         self.ended.set()
+
+
+async def _no_room(nbytes: int) -> bool:
+    return False
 
 
 def _run_all(callbacks: list[Callable[[], None]]) -> None:
@@ -167,10 +190,25 @@ def _run_all(callbacks: list[Callable[[], None]]) -> None:
         callback()
 
 
-def _settle(answer: asyncio.Future[None], error: Exception | None) -> None:
-    if answer.done():  # its caller was cancelled
-        return
-    if error is None:
-        answer.set_result(None)
+def _run_and_answer(
+    command: Callable[[Engine], T],
+    answer: "asyncio.Future[T]",
+    hand_over: Callable[[Callable[[], None]], None],
+    engine: Engine,
+) -> None:
+    try:
+        result = command(engine)
+    except Exception as error:  # noqa: BLE001 -- the caller gets it
+        hand_over(partial(_fail, answer, error))
     else:
+        hand_over(partial(_settle, answer, result))
+
+
+def _settle(answer: "asyncio.Future[T]", result: T) -> None:
+    if not answer.done():  # else its caller was cancelled
+        answer.set_result(result)
+
+
+def _fail(answer: "asyncio.Future[Any]", error: Exception) -> None:
+    if not answer.done():
         answer.set_exception(error)

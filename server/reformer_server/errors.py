@@ -7,11 +7,20 @@ NoScoresError              the document was created without keep_scores
 DocumentExistsError        another content has this id
 UploadAbortedError         another call took the upload over, or the document was deleted meanwhile
 UploadMemoryError          too much content is being uploaded at once
+OtherModelError            the stored document was made by other weights
+StoredDocumentDamagedError the stored document isn't whole
+StoreUnavailableError      the document store can't be reached
+StoreFullError             the document store has no room for a document
+TenantQuotaError           the tenant has as much as it may have
+UnauthenticatedError       no credentials, or wrong ones
+UnknownIdentityError       a valid client certificate that is no tenant's
+TooManyStreamsError        the tenant has as many calls under way as it may
+TokenRateError             the tenant has used its tokens of the minute up
 DrainingError              the server finishes what it has and takes nothing new
 EngineStoppedError         the engine has stopped; the process is about to end
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from reformer_core.errors import InvalidTextError, InvalidTokensError
@@ -83,6 +92,86 @@ class UploadMemoryError(ServerError):
         super().__init__(f"the upload needs {needed_bytes:,} bytes, {free_bytes:,} are free for uploads")
         self.needed_bytes = needed_bytes
         self.free_bytes = free_bytes
+
+
+class OtherModelError(ServerError):
+    """The document was read by another model, or with other hashes; what was kept of it is of no use to this one."""
+
+    def __init__(self, document_id: str) -> None:
+        super().__init__(f"document {document_id!r} was read by another model; upload it again")
+        self.document_id = document_id
+
+
+class StoredDocumentDamagedError(ServerError):
+    """What the store has of a document isn't what was written; it has been dropped."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the stored document is damaged: {reason}; upload it again")
+
+
+class StoreUnavailableError(ServerError):
+    """The document store can't be reached; `url` says which, `reason` what its driver said."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__("the document store can't be used now; try again in a moment")  # paths are the server's own
+        self.url = url
+        self.reason = reason
+
+
+class StoreFullError(ServerError):
+    """The store can't keep one more document for as long as its lease says."""
+
+    def __init__(self, needed_bytes: int, free_bytes: int) -> None:
+        super().__init__(
+            f"the document needs {needed_bytes:,} bytes of storage for its lease, {free_bytes:,} are free; "
+            "delete documents, or wait until leases end"
+        )
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+
+
+class TenantQuotaError(ServerError):
+    """The tenant would have more than it may; `resource` says of what."""
+
+    def __init__(self, resource: str, wanted: int, limit: int) -> None:
+        super().__init__(f"that would make {wanted:,} {resource}, but {limit:,} are allowed; delete documents first")
+        self.resource = resource
+        self.wanted = wanted
+        self.limit = limit
+
+
+class UnauthenticatedError(ServerError):
+    """The call doesn't prove whose it is; the message says what is wrong with its credentials, and never shows them."""
+
+
+class UnknownIdentityError(ServerError):
+    """The client certificate is valid, and its names are those of no tenant, or of several."""
+
+    def __init__(self, identities: Collection[str], *, tenants: int) -> None:
+        names = ", ".join(sorted(identities)) or "no name that is looked at"
+        whose = "no tenant has" if tenants == 0 else f"{tenants} tenants have"
+        super().__init__(f"{whose} the names of this client certificate: {names}")
+
+
+class TooManyStreamsError(ServerError):
+    """The tenant has `streams` calls under way, which is its limit."""
+
+    def __init__(self, streams: int) -> None:
+        super().__init__(f"{streams:,} streaming calls are under way, as many as this tenant may have; end one first")
+        self.streams = streams
+
+
+class TokenRateError(ServerError):
+    """The tenant must wait `retry_seconds` before it may use `tokens` more."""
+
+    def __init__(self, tokens: int, tokens_per_minute: int, retry_seconds: float) -> None:
+        super().__init__(
+            f"{tokens:,} tokens are more than is left of this tenant's {tokens_per_minute:,} a minute; "
+            f"they can be used in {retry_seconds:,.1f} seconds"
+        )
+        self.tokens = tokens
+        self.tokens_per_minute = tokens_per_minute
+        self.retry_seconds = retry_seconds
 
 
 class DrainingError(ServerError):

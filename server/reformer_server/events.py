@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from reformer_core import Engine, Request
 from reformer_core.events import DocumentReady, Event, Failed, Finished, Progress, Timings
+from reformer_server import tenants
 
 if TYPE_CHECKING:
     from reformer_server.engine_thread import EngineThread
@@ -33,6 +34,7 @@ class EventStream:
         self._over = False
         self._closed = False
         self.request: Request | None = None  # written on the engine's thread
+        self.owner = tenants.current().name
 
     # -- on the engine's thread
 

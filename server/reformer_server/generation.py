@@ -5,28 +5,29 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from reformer.v1 import inference_pb2 as pb
-from reformer_core import Document
 from reformer_core.events import Event, Finished, Progress, Token
 from reformer_server import convert
+from reformer_server.documents import InUse
 from reformer_server.metrics import Metrics
 
 
 class Generation:
     """Counts what has been generated."""
 
-    def __init__(self, arrived: float, document: Document | None, prompt_tokens: int, metrics: Metrics) -> None:
+    def __init__(self, arrived: float, in_use: InUse | None, prompt_tokens: int, metrics: Metrics) -> None:
         """`arrived` is the time.monotonic() of the call's arrival."""
         self._arrived = arrived
-        self._cached_tokens = document.tokens if document else 0
+        self._cached_tokens = in_use.document.tokens if in_use else 0
         self._prompt_tokens = prompt_tokens
         self._output_tokens = 0
-        self._cache = "hit" if document else "miss"
+        self._cache = "miss" if in_use is None else "restored" if in_use.restored else "hit"
         self._first_token_seconds: float | None = None
         self._metrics = metrics
 
     def started(self, seed: int) -> pb.GenerateResponse:
         """The request is valid and queued."""
-        self._metrics.prefill_tokens.labels("cached").inc(self._cached_tokens)
+        if self._cache == "hit":
+            self._metrics.prefill_tokens.labels("cached").inc(self._cached_tokens)
         self._metrics.prefill_tokens.labels("computed").inc(self._prompt_tokens)
         return pb.GenerateResponse(started=pb.GenerateStarted(usage=self._usage(), seed=seed))
 

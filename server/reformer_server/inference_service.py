@@ -9,8 +9,8 @@ import torch
 
 from reformer.v1 import inference_pb2 as pb
 from reformer.v1.inference_pb2_grpc import InferenceServiceServicer
-from reformer_core.events import ContinuationScored, Finished, Progress, Scores
-from reformer_server import convert, validation
+from reformer_core.events import ContinuationScored, Finished, Progress, Scores, Token
+from reformer_server import convert, tenants, validation
 from reformer_server.calls import Context
 from reformer_server.content import Encoded, Encoder, ids_to_bytes, logprobs_to_bytes
 from reformer_server.documents import DocumentRegistry
@@ -19,6 +19,7 @@ from reformer_server.errors import InvalidFieldError, naming
 from reformer_server.generation import Generation
 from reformer_server.incoming import first_message, receive
 from reformer_server.metrics import Metrics
+from reformer_server.quotas import Quotas
 from reformer_server.served_model import ServedModel
 from reformer_server.settings import Settings
 from reformer_server.uploads import Uploads
@@ -36,6 +37,7 @@ class InferenceService(InferenceServiceServicer):
         documents: DocumentRegistry,
         uploads: Uploads,
         metrics: Metrics,
+        quotas: Quotas,
     ) -> None:
         self._settings = settings
         self._model = model
@@ -44,21 +46,27 @@ class InferenceService(InferenceServiceServicer):
         self._documents = documents
         self._uploads = uploads
         self._metrics = metrics
+        self._quotas = quotas
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> AsyncIterator[pb.GenerateResponse]:
         """Continues the document and the prompt."""
         arrived = time.monotonic()
         deadline = validation.deadline(context)
         params = validation.sampling_params(request.sampling)
-        document_id = validation.optional_document_id(request, context)
-        async with self._documents.use(document_id) if document_id else nullcontext() as document:
-            prompt = await self._prompt(request, required=document is None)
-            generation = Generation(arrived, document, len(prompt), self._metrics)
-            async with self._engine.request(
-                lambda engine, sink: engine.submit_generate(document, prompt, params, sink, deadline=deadline)
-            ) as stream:
+        name = validation.optional_document_name(request, context)
+        async with self._documents.use(name) if name else nullcontext() as in_use:
+            prompt = await self._prompt(request, required=in_use is None)
+            generation = Generation(arrived, in_use, len(prompt), self._metrics)
+            document = in_use.document if in_use else None
+            async with (
+                self._quotas.paying(len(prompt)),
+                self._engine.request(
+                    lambda engine, sink: engine.submit_generate(document, prompt, params, sink, deadline=deadline)
+                ) as stream,
+            ):
                 yield generation.started(params.seed)
                 async for events in stream.batches():
+                    self._quotas.spend(sum(isinstance(event, Token) for event in events))
                     for response in generation.responses(events):
                         yield response
 
@@ -71,9 +79,12 @@ class InferenceService(InferenceServiceServicer):
         token_ids = encoded.token_ids
         total_logprob, decoder = 0.0, self._model.tokenizer.decoder()
         with naming("chunk.data"):
-            async with self._engine.request(
-                lambda engine, sink: engine.submit_score(token_ids, sink, deadline=deadline)
-            ) as stream:
+            async with (
+                self._quotas.paying(len(token_ids)),
+                self._engine.request(
+                    lambda engine, sink: engine.submit_score(token_ids, sink, deadline=deadline)
+                ) as stream,
+            ):
                 async for events in stream.batches():
                     for event in events:
                         if isinstance(event, Progress):
@@ -99,13 +110,18 @@ class InferenceService(InferenceServiceServicer):
     ) -> AsyncIterator[pb.ScoreContinuationsResponse]:
         """Scores each continuation of the document by itself."""
         deadline = validation.deadline(context)
-        document_id = validation.document_id(request, context)
-        async with self._documents.use(document_id) as document:
+        name = validation.document_name(request, context)
+        async with self._documents.use(name) as in_use:
+            document = in_use.document
             continuations = await self._continuations(request.continuations)
-            self._metrics.prefill_tokens.labels("cached").inc(document.tokens)
-            async with self._engine.request(
-                lambda engine, sink: engine.submit_continuations(document, continuations, sink, deadline=deadline)
-            ) as stream:
+            if not in_use.restored:
+                self._metrics.prefill_tokens.labels("cached").inc(document.tokens)
+            async with (
+                self._quotas.paying(sum(map(len, continuations))),
+                self._engine.request(
+                    lambda engine, sink: engine.submit_continuations(document, continuations, sink, deadline=deadline)
+                ) as stream,
+            ):
                 async for events in stream.batches():
                     for event in events:
                         if isinstance(event, ContinuationScored):
@@ -130,7 +146,10 @@ class InferenceService(InferenceServiceServicer):
 
     async def _receive(self, requests: AsyncIterator[pb.ScoreRequest]) -> Encoded:
         header = (await first_message(requests)).header
-        announced = validation.content_header(header, str(uuid.uuid4()), self._settings, self._model)
+        self._engine.check_queue(tenants.current().name)  # before the content is sent
+        announced = validation.content_header(
+            header, validation.own_name(str(uuid.uuid4())), self._settings, self._model
+        )
         async with self._uploads.hold(announced) as upload:
             upload.forget()
             await receive(requests, upload)

@@ -63,24 +63,31 @@ class Metrics:
         self.prefill = histogram("prefill_seconds", "Reading a document or a prompt.", LONG_SECONDS)
         self.time_to_first_token = histogram(
             "time_to_first_token_seconds",
-            "From a Generate call's arrival to its first token; hit: it named a document.",
+            "From a Generate call's arrival to its first token; hit, restored: it named a document.",
             LONG_SECONDS,
-            cache=("hit", "miss"),
+            cache=("hit", "miss", "restored"),
         )
         self.time_per_output_token = histogram(
             "time_per_output_token_seconds", "Mean time of a generation's tokens but the first.", SHORT_SECONDS
         )
         self.prefill_tokens = counter(
-            "prefill_tokens_total", "Tokens that were read, or didn't have to be.", source=("computed", "cached")
+            "prefill_tokens_total",
+            "Tokens that were read, or didn't have to be.",
+            source=("computed", "cached", "restored"),
         )
         self.generated_tokens = counter("generated_tokens_total", "Tokens that were generated.")
         self.scored_tokens = counter("scored_tokens_total", "Tokens that were scored.")
         self.lookups = counter(
-            "document_cache_lookups_total", "Documents asked for by id or by content.", result=("hit", "miss")
+            "document_cache_lookups_total",
+            "Documents asked for by id or by content.",
+            result=("hit", "miss", "restored"),
         )
         self.evictions = counter(
-            "document_cache_evictions_total", "Documents that were dropped.", reason=("expired", "deleted")
+            "document_cache_evictions_total",
+            "Documents that were dropped; memory: from memory only, to make room.",
+            reason=("expired", "deleted", "memory"),
         )
+        self.store_errors = counter("document_store_errors_total", "Calls of the document store that failed.")
         self._cancelled = counter(
             "cancelled_total", "Requests that were cancelled.", phase=("waiting", "prefill", "decode")
         )

@@ -1,108 +1,87 @@
-"""Documents that are being read. Calls that bring the same content at the same time follow one and the same reading."""
+"""Contents that are being read. Calls that bring the same one at the same time follow one and the same reading."""
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import dataclass
 
-from reformer_core import Document
-from reformer_core.events import DocumentReady, Progress
+from reformer_server.archive import Archive
+from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.content import Content, ContentKey, Encoder
-from reformer_server.documents import DocumentRegistry, SharedDocument
+from reformer_server.document_requests import obtain_document
 from reformer_server.engine_thread import EngineThread
 from reformer_server.errors import naming
+from reformer_server.joint import JointWork, Report, Work
 from reformer_server.metrics import Metrics
+from reformer_server.quotas import Quotas
+from reformer_server.restores import Restores
+from reformer_server.served_model import ServedModel
 
 
-class Prefill:
-    """One reading of one content."""
+@dataclass(frozen=True)
+class Reading:
+    """A document, and whether it had to be computed."""
 
-    def __init__(self) -> None:
-        self.followers = 0
-        self.task: asyncio.Task[SharedDocument]
-        self._progress: Progress | None = None
-        self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def report(self, progress: Progress) -> None:
-        """Tells all followers."""
-        self._progress = progress
-        self._news.set_result(None)
-        self._news = asyncio.get_running_loop().create_future()
-
-    async def progress(self) -> AsyncIterator[Progress]:
-        """The latest progress whenever there is news, until the reading is over."""
-        seen = None
-        while not self.task.done():
-            if self._progress is not None and self._progress is not seen:
-                seen = self._progress
-                yield seen
-            else:
-                futures: set[asyncio.Future[Any]] = {self.task, self._news}
-                await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-
-    def result(self) -> SharedDocument:
-        """The document, or its error, once `progress` has ended."""
-        return self.task.result()
+    cached: CachedDocument
+    restored: bool
 
 
 class Prefills:
     """All readings that are under way."""
 
-    def __init__(self, engine: EngineThread, encoder: Encoder, documents: DocumentRegistry, metrics: Metrics) -> None:
-        self._engine = engine
-        self._encoder = encoder
-        self._documents = documents
-        self._metrics = metrics
-        self._prefills: dict[tuple[ContentKey, bool], Prefill] = {}
+    def __init__(
+        self,
+        model: ServedModel,
+        engine: EngineThread,
+        encoder: Encoder,
+        cache: DocumentCache,
+        archive: Archive,
+        restores: Restores,
+        metrics: Metrics,
+        quotas: Quotas,
+    ) -> None:
+        self._model, self._engine, self._encoder, self._cache = model, engine, encoder, cache
+        self._archive, self._restores, self._metrics, self._quotas = archive, restores, metrics, quotas
+        self._work: JointWork[tuple[ContentKey, bool], Reading] = JointWork(
+            give_up=lambda reading: cache.release(reading.cached)
+        )
 
     @asynccontextmanager
-    async def follow(self, content: Content, *, keep_scores: bool) -> AsyncIterator[Prefill]:
-        """The reading of this content, begun if need be, and given up when its last follower has left.
+    async def follow(
+        self, content: Content, check: Callable[[int, int], None], *, keep_scores: bool
+    ) -> AsyncIterator[Work[Reading]]:
+        """The reading of this content: it comes from the store, if it is there, and else is computed.
 
-        It has no deadline of its own, for each follower has another: one that is late is cancelled, and so leaves.
+        Args:
+            check: raises what there is against a document of so many tokens and bytes, before it is read.
+
+        The result raises InvalidFieldError, TooManyTokensError, StoreFullError, and what the engine has against it.
         """
         key = (content.key, keep_scores)
-        prefill = self._prefills.get(key)
-        if prefill is None:
-            prefill = self._prefills[key] = Prefill()
-            prefill.task = asyncio.create_task(self._read(prefill, content, keep_scores))
-        prefill.followers += 1
-        try:
-            yield prefill
-        finally:
-            prefill.followers -= 1
-            if prefill.followers == 0:
-                del self._prefills[key]
-                _end(prefill.task)
+        async with self._work.follow(key, lambda report: self._read(content, check, keep_scores, report)) as work:
+            yield work
 
-    async def _read(self, prefill: Prefill, content: Content, keep_scores: bool) -> SharedDocument:
+    async def _read(
+        self, content: Content, check: Callable[[int, int], None], keep_scores: bool, report: Report
+    ) -> Reading:
+        restored = await self._restores.attempt(content.key, with_scores=keep_scores)
+        if restored is not None:
+            return Reading(restored, restored=True)
         encoded = await self._encoder.content(content)
-        self._documents.sweep()  # what has expired makes room, before the engine looks for it
-        document: Document | None = None
+        tokens = len(encoded.token_ids)
+        document_bytes = self._model.document_bytes(tokens, with_scores=keep_scores)
+        check(tokens, document_bytes)
+        await self._archive.promise(content.key, document_bytes)
+        token_ids = encoded.token_ids
         try:
             with naming("chunk.data"):
-                async with self._engine.request(
-                    lambda engine, sink: engine.submit_prefill(encoded.token_ids, sink, keep_scores=keep_scores)
-                ) as stream:
-                    async for events in stream.batches():
-                        for event in events:
-                            if isinstance(event, Progress):
-                                prefill.report(event)
-                            elif isinstance(event, DocumentReady):
-                                document = event.document
+                async with self._quotas.paying(len(token_ids)):
+                    document = await obtain_document(
+                        self._engine,
+                        lambda engine, sink: engine.submit_prefill(token_ids, sink, keep_scores=keep_scores),
+                        report,
+                    )
         except BaseException:
-            if document is not None:
-                ready = document
-                self._engine.post(lambda engine: ready.close())
+            self._archive.settle(content.key)
             raise
-        assert document is not None, "the engine finished a prefill without a document"
         self._metrics.prefill_tokens.labels("computed").inc(document.tokens)
-        return self._documents.share(content.key, document, encoded.notes)
-
-
-def _end(task: asyncio.Task[SharedDocument]) -> None:
-    """Gives up the reading, or this module's hold on the document that came of it."""
-    if not task.done():
-        task.cancel()
-    elif not task.cancelled() and task.exception() is None:
-        task.result().release()
+        return Reading(self._cache.put(content.key, document, encoded.notes), restored=False)

@@ -1,11 +1,24 @@
 """The model that is served, and what the services need to know of it."""
 
+import hashlib
+import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from reformer_core import PixelTokenizer, ReformerModel, Tokenizer, embedded_model_path, load_model, load_tokenizer
+from reformer_core import (
+    PixelTokenizer,
+    ReformerModel,
+    Tokenizer,
+    document_bytes,
+    embedded_model_path,
+    load_model,
+    load_tokenizer,
+)
 from reformer_core.checkpoint import model_directory
+from reformer_core.pages import PAGE_TOKENS
 from reformer_server.settings import Settings
+from reformer_server.store.manifest import ModelIdentity
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,24 @@ class ServedModel:
     def pixels(self) -> PixelTokenizer | None:
         """The tokenizer of a model that reads pictures; None: it reads text."""
         return self.tokenizer if isinstance(self.tokenizer, PixelTokenizer) else None
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """What tells this model's documents from others'."""
+        config = self.model.config.pinned
+        names = ("hash_seed", "num_hashes", "num_buckets", "lsh_attn_chunk_length", "lsh_num_chunks_before")
+        hashing = json.dumps({name: getattr(config, name) for name in (*names, "lsh_num_chunks_after")}, sort_keys=True)
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return ModelIdentity(
+            weights=self.model.weights_digest.hex(),
+            tokenizer=self.tokenizer.digest.hex(),
+            hashing=hashlib.sha256(hashing.encode()).hexdigest(),
+            pages=f"{dtype} {PAGE_TOKENS}",
+        )
+
+    def document_bytes(self, tokens: int, *, with_scores: bool) -> int:
+        """Memory of a document of so many tokens."""
+        return document_bytes(self.model.config, self.model.dtype, tokens, with_scores=with_scores)
 
 
 def load_served_model(settings: Settings) -> ServedModel:

@@ -13,43 +13,39 @@ from grpc_reflection.v1alpha import reflection
 from reformer.v1 import document_pb2, document_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
 from reformer_core import Engine, SamplingParams
 from reformer_core.errors import OutOfMemoryError, TooManyTokensError
+from reformer_server.access import Access
+from reformer_server.archive import Archive, StoreArchive
+from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.calls import CallInterceptor
 from reformer_server.chain import Admission, counting, errors_to_status
+from reformer_server.connections import channel_options
 from reformer_server.content import Encoder
 from reformer_server.document_service import DocumentService
 from reformer_server.documents import DocumentRegistry
 from reformer_server.engine_thread import EngineThread
-from reformer_server.errors import DrainingError, EngineStoppedError
+from reformer_server.errors import DrainingError, EngineStoppedError, StoreUnavailableError
 from reformer_server.gauges import load_gauges
 from reformer_server.inference_service import InferenceService
 from reformer_server.metrics import Metrics, MetricsPort
 from reformer_server.model_service import ModelService
 from reformer_server.prefills import Prefills
+from reformer_server.quotas import Quotas
+from reformer_server.restores import Restores
 from reformer_server.served_model import ServedModel
 from reformer_server.settings import Settings, SettingsError
+from reformer_server.store.document_store import DocumentStore
 from reformer_server.uploads import Uploads
 from reformer_server.version import VERSION
+from reformer_server.write_behind import WriteBehind
 
-MAX_MESSAGE_BYTES = 1 << 20
 SWEEP_SECONDS = 1.0
+WRITTEN_SECONDS = 10.0  # that a request waits for the store to take a document, whose memory it needs
 STOP_SECONDS = 1.0  # for calls to send their last status after they were told to end
 
 SERVICES = tuple(
     service.full_name
     for module in (document_pb2, inference_pb2, model_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
-)
-
-OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share
-    # Notice clients that vanished without a word, and let idle clients ask whether we are still there.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),  # as many as it takes: a reader can be silent for minutes
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
 
 logger = logging.getLogger(__name__)
@@ -59,43 +55,69 @@ class Server:
     """Made, started, awaited and stopped on one event loop."""
 
     def __init__(
-        self, settings: Settings, model: ServedModel, build_engine: Callable[[], Engine] | None = None
+        self,
+        settings: Settings,
+        model: ServedModel,
+        build_engine: Callable[[], Engine] | None = None,
+        access: Access | None = None,
     ) -> None:
-        """`build_engine` runs on the engine's thread. Default: an Engine as the settings say."""
+        """`build_engine` runs on the engine's thread. Default: an Engine, and access, as the settings say.
+
+        Raises SettingsError.
+        """
         self.settings = settings
         self.model = model
+        self.access = access or Access(settings)
         self.metrics = Metrics()
         self.port = 0
         self.metrics_port = 0
-        self.engine = EngineThread(build_engine or partial(_build_engine, settings, model), self.metrics)
+        self.engine = EngineThread(
+            build_engine or partial(_build_engine, settings, model), self.metrics, settings.max_waiting
+        )
         self._encoder = Encoder(model.tokenizer)
         self.uploads = Uploads(
             max_content_bytes=settings.max_content_bytes,
             memory_bytes=settings.upload_memory_bytes,
             retention_seconds=settings.upload_retention_seconds,
         )
-        self.documents = DocumentRegistry(
-            self.uploads, self.metrics, free=lambda document: self.engine.post(lambda engine: document.close())
-        )
+        self.cache = DocumentCache(self._free, self.metrics)
+        self.archive = _open_archive(settings, model, self.metrics)
+        self.restores = Restores(self.engine, self.archive, self.cache, self.metrics)
+        self.documents = DocumentRegistry(self.uploads, self.cache, self.archive, self.restores, self.metrics)
+        self.write_behind: WriteBehind | None = None
+        if isinstance(self.archive, StoreArchive):
+            self.write_behind = WriteBehind(self.engine, self.archive, self.cache, self.documents.holds)
+            self.documents.persist = self.write_behind.persist
+        self.engine.make_room = self._make_room
+        self.engine.seconds_until_room = self.documents.seconds_until_one_ends
         self._admission = Admission()
+        self._quotas = Quotas()
         self._health = health.aio.HealthServicer()
-        chain = (counting(self.metrics), errors_to_status, self._admission.around)
-        self._grpc = grpc.aio.server(interceptors=[CallInterceptor(chain)], options=OPTIONS)
+        chain = (
+            counting(self.metrics),
+            errors_to_status,
+            *self.access.links,
+            self._admission.around,
+            self._quotas.around,
+        )
+        self._grpc = grpc.aio.server(
+            interceptors=[CallInterceptor(chain)], options=channel_options(settings.keepalive_seconds)
+        )
         self._add_services()
         self._metrics_port: MetricsPort | None = None
-        self._sweeper: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
         self._told_to_stop = asyncio.Event()
         self._hurry = asyncio.Event()
 
     def _add_services(self) -> None:
         settings, model, engine, encoder = self.settings, self.model, self.engine, self._encoder
-        documents, uploads, metrics = self.documents, self.uploads, self.metrics
-        prefills = Prefills(engine, encoder, documents, metrics)
+        documents, cache, uploads, metrics = self.documents, self.cache, self.uploads, self.metrics
+        prefills = Prefills(model, engine, encoder, cache, self.archive, self.restores, metrics, self._quotas)
         document_pb2_grpc.add_DocumentServiceServicer_to_server(
-            DocumentService(settings, model, documents, uploads, prefills, metrics), self._grpc
+            DocumentService(settings, model, engine, documents, cache, uploads, prefills, metrics), self._grpc
         )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceService(settings, model, engine, encoder, documents, uploads, metrics), self._grpc
+            InferenceService(settings, model, engine, encoder, documents, uploads, metrics, self._quotas), self._grpc
         )
         model_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelService(settings, model, engine, encoder, lambda: self._admission.draining), self._grpc
@@ -107,23 +129,17 @@ class Server:
         """Listens, warms up, and then says that it serves. Raises what is in the way; `stop` is due all the same."""
         settings = self.settings
         await self.engine.start()
-        self.metrics.watch(load_gauges(self.engine, self.documents, self.model.model.device))
+        self.metrics.watch(load_gauges(self.engine, self.cache, self.archive, settings, self.model.model.device))
         self.metrics.build_info(version=VERSION, model=self.model.name, torch=torch.__version__)
         self._metrics_port = MetricsPort(settings.host, settings.metrics_port, self.metrics.registry)
         self.metrics_port = self._metrics_port.port
         await self._say_serving(False)
-        self.port = self._listen()
+        self.port = self.access.listen(self._grpc)
         await self._grpc.start()
-        self._sweeper = asyncio.create_task(self._sweep())
+        background = (self._sweep(), self.archive.keep_house(), self.access.watch())
+        self._background = [asyncio.create_task(work) for work in background]
         await self._warm_up()
         await self._say_serving(True)
-
-    def _listen(self) -> int:
-        address = f"{self.settings.host}:{self.settings.port}"
-        try:
-            return self._grpc.add_insecure_port(address)
-        except RuntimeError as error:  # gRPC knows no better class
-            raise OSError(f"can't listen on {address}: {error}") from error
 
     def tell_to_stop(self) -> None:
         """Ends `until_stopped`; a second time, ends the grace period too."""
@@ -144,15 +160,18 @@ class Server:
         await self._health.enter_graceful_shutdown()
         await self._drain()
         await self._grpc.stop(STOP_SECONDS)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for task in self._background:
+            task.cancel()
+        if self.write_behind is not None and (lost := self.write_behind.stop()):
+            logger.warning("%d documents are not in the store", lost)
         await self.engine.stop()
+        self.archive.close()
         self._encoder.close()
         if self._metrics_port is not None:
             await self._metrics_port.stop()
 
     async def _drain(self) -> None:
-        drained = asyncio.create_task(self._admission.drain())
+        drained = asyncio.create_task(self._finish())
         hurried = asyncio.create_task(self._hurry.wait())
         died = asyncio.create_task(self.engine.ended.wait())
         await asyncio.wait(
@@ -163,6 +182,25 @@ class Server:
             self.engine.post(lambda engine: engine.fail_all(DrainingError()))
         for task in (drained, hurried, died):
             task.cancel()
+
+    async def _finish(self) -> None:
+        """Waits for the calls that run, and for what the store doesn't have yet."""
+        await self._admission.drain()
+        if self.write_behind is not None:
+            await self.write_behind.drain()
+
+    def _free(self, cached: CachedDocument) -> None:
+        self.engine.post(lambda engine: cached.document.close())
+        if not cached.stored:
+            self.archive.settle(cached.key)
+
+    async def _make_room(self, nbytes: int) -> bool:
+        """Expired documents first, then those that the store has; if there are none, what it will have next."""
+        if self.documents.sweep() or self.cache.evict(nbytes):
+            return True
+        if self.write_behind is None or not await self.write_behind.next_written(WRITTEN_SECONDS):
+            return False
+        return self.cache.evict(nbytes) > 0
 
     async def _say_serving(self, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
@@ -184,6 +222,19 @@ class Server:
             await asyncio.sleep(SWEEP_SECONDS)
             self.documents.sweep()
             self.uploads.sweep()
+
+
+def _open_archive(settings: Settings, model: ServedModel, metrics: Metrics) -> Archive:
+    url = settings.store_url
+    if url is None:
+        return Archive(model.identity)
+    try:
+        store = DocumentStore(url)
+    except StoreUnavailableError as error:
+        raise SettingsError(
+            f"store: {url} can't be used: {error.reason}; set --store to a folder, an fsspec URL or none"
+        ) from error
+    return StoreArchive(model.identity, store, settings.store_quota_bytes, metrics)
 
 
 def _build_engine(settings: Settings, model: ServedModel) -> Engine:

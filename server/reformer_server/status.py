@@ -1,5 +1,6 @@
 """One table from error class to gRPC status code and `google.rpc` details; the client has the same table backwards."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,13 @@ def _nothing(error: Exception) -> list[Message]:
 
 
 def _retry_later(error: Exception) -> list[Message]:
-    return [error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_SECONDS))]
+    """After the time that the error names, if it knows one; rounded up, so that the next try isn't too early."""
+    milliseconds = math.ceil(1000 * getattr(error, "retry_seconds", RETRY_SECONDS))
+    return [
+        error_details_pb2.RetryInfo(
+            retry_delay=Duration(seconds=milliseconds // 1000, nanos=milliseconds % 1000 * 10**6)
+        )
+    ]
 
 
 def _bad_field(name: Callable[[Any], str]) -> Details:
@@ -112,6 +119,33 @@ TABLE: Mapping[type[Exception], Row] = {
     server.UploadMemoryError: Row(
         StatusCode.RESOURCE_EXHAUSTED, "UPLOAD_MEMORY", ("needed_bytes", "free_bytes"), _quota("upload memory")
     ),
+    server.TooManyStreamsError: Row(
+        StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS", ("streams",), _quota("streams of the tenant")
+    ),
+    server.TokenRateError: Row(
+        StatusCode.RESOURCE_EXHAUSTED, "TOKEN_RATE", ("tokens", "tokens_per_minute"), _quota("tokens of the tenant")
+    ),
+    # who may not call
+    server.UnauthenticatedError: Row(StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    server.UnknownIdentityError: Row(StatusCode.PERMISSION_DENIED, "UNKNOWN_IDENTITY"),
+    server.StoreFullError: Row(
+        StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL", ("needed_bytes", "free_bytes"), _quota("document store")
+    ),
+    server.TenantQuotaError: Row(
+        StatusCode.RESOURCE_EXHAUSTED,
+        "TENANT_QUOTA",
+        ("resource", "wanted", "limit"),
+        _quota("tenant", retry=lambda error: False),
+    ),
+    # what the store says
+    server.OtherModelError: Row(
+        StatusCode.FAILED_PRECONDITION,
+        "OTHER_MODEL",
+        ("document_id",),
+        _failed_precondition("DOCUMENT_MODEL", lambda error: "read by another model"),
+    ),
+    server.StoredDocumentDamagedError: Row(StatusCode.DATA_LOSS, "DOCUMENT_DAMAGED"),
+    server.StoreUnavailableError: Row(StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE", (), _retry_later),
     # what ended
     server.DrainingError: Row(StatusCode.UNAVAILABLE, "DRAINING", (), _retry_later),
     server.EngineStoppedError: Row(StatusCode.UNAVAILABLE, "ENGINE_STOPPED", (), _retry_later),

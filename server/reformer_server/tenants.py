@@ -1,6 +1,8 @@
-"""Tenants: who a call belongs to, and what each may use. A document, an id and a cached content belong to one tenant."""
+"""Tenants: whose a call is, and what each may use. A document, an id and a cached content belong to one tenant."""
 
-from contextvars import ContextVar, Token
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 
@@ -12,7 +14,7 @@ class Limits:
     document_bytes: int | None = None
     """Memory or storage that its documents take, each counted once."""
     streams: int | None = None
-    """Calls that run or wait in the engine."""
+    """Calls that upload, generate, score or read scores."""
     tokens_per_minute: int | None = None
     """Tokens that are read, generated and scored."""
 
@@ -26,7 +28,7 @@ class Tenant:
 
 
 ANONYMOUS = Tenant("anonymous")
-"""Whoever calls a server that asks for no credentials."""
+"""Whoever calls a server that doesn't tell its callers apart."""
 
 _current: ContextVar[Tenant] = ContextVar("tenant", default=ANONYMOUS)
 
@@ -36,11 +38,11 @@ def current() -> Tenant:
     return _current.get()
 
 
-def enter(tenant: Tenant) -> Token[Tenant]:
-    """The call that runs here, and the tasks it starts, are this tenant's; for `leave`."""
-    return _current.set(tenant)
-
-
-def leave(token: Token[Tenant]) -> None:
-    """Undoes `enter`."""
-    _current.reset(token)
+@contextmanager
+def entered(tenant: Tenant) -> Iterator[None]:
+    """The call that runs inside, and the tasks it starts, are this tenant's."""
+    token = _current.set(tenant)
+    try:
+        yield
+    finally:
+        _current.reset(token)

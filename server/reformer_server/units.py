@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them: `12GiB`, `1h30m`."""
+"""Sizes, durations and answers as people write them: `12GiB`, `1h30m`, `yes`."""
 
 import math
 import re
@@ -25,6 +25,15 @@ def parse_size(text: str) -> int:
     if not size < MAX_BYTES:
         raise ValueError(f"{text!r} is no size; write bytes or a unit, e.g. 12GiB or 512MiB")
     return int(size)
+
+
+def parse_yes_or_no(text: str) -> bool:
+    """Whether `text` means yes: `yes` and `true`, `no` and `false`. Raises ValueError."""
+    answers = {"yes": True, "true": True, "no": False, "false": False}
+    answer = answers.get(text.strip().lower())
+    if answer is None:
+        raise ValueError(f"{text!r} is neither yes nor no")
+    return answer
 
 
 def parse_duration(text: str) -> float:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from reformer.v1.document_pb2 import CONTENT_TYPE_TOKEN_IDS, ContentChunk, ContentType
-from reformer_server.content import TOKEN_ID_BYTES, Content, ContentKey
+from reformer_server.content import TOKEN_ID_BYTES, Content, ContentKey, DocumentName
 from reformer_server.errors import DocumentExistsError, InvalidFieldError, UploadAbortedError, UploadMemoryError
 
 MAX_CHUNK_BYTES = 512 << 10
@@ -18,7 +18,7 @@ MAX_CHUNK_BYTES = 512 << 10
 class UploadHeader:
     """What will be uploaded, validated. Equal headers with a total size announce the same content."""
 
-    document_id: str
+    name: DocumentName
     content_type: "ContentType.ValueType"
     total_bytes: int | None
     sha256: bytes | None
@@ -75,7 +75,7 @@ class Upload:
         if header.sha256 is not None and sha256 != header.sha256:
             self.forget()
             raise InvalidFieldError("header.sha256", f"is {header.sha256.hex()}, but the content's is {sha256.hex()}")
-        return Content(ContentKey(header.content_type, sha256), self._data)
+        return Content(ContentKey(header.name.tenant, header.content_type, sha256), self._data)
 
     def forget(self) -> None:
         """Nothing is to be resumed: the content has become a document, or can't become one."""
@@ -97,16 +97,16 @@ class Uploads:
         self._memory_bytes = memory_bytes
         self._retention_seconds = retention_seconds
         self._clock = clock
-        self._uploads: dict[str, Upload] = {}  # by document id
+        self._uploads: dict[DocumentName, Upload] = {}
 
     @property
     def nbytes(self) -> int:
         """Memory that uploads hold."""
         return sum(upload.nbytes for upload in self._uploads.values())
 
-    def state(self, document_id: str) -> str | None:
+    def state(self, name: DocumentName) -> str | None:
         """What is on its way under this id: "uploading", "prefilling", or None."""
-        upload = self._uploads.get(document_id)
+        upload = self._uploads.get(name)
         return upload.state if upload else None
 
     @asynccontextmanager
@@ -121,7 +121,7 @@ class Uploads:
             UploadAbortedError: inside of the `with`, if this call's upload was taken over or dropped.
         """
         upload = self._open(header)
-        holder = upload.holder = _Holder(header.document_id)
+        holder = upload.holder = _Holder(header.name.document_id)
         try:
             with holder:
                 yield upload
@@ -133,9 +133,9 @@ class Uploads:
                 if not upload.resumable:
                     self._forget(upload)
 
-    def drop(self, document_id: str) -> None:
+    def drop(self, name: DocumentName) -> None:
         """Forgets what is on its way under this id; a call that is sending it ends with UploadAbortedError."""
-        upload = self._uploads.get(document_id)
+        upload = self._uploads.get(name)
         if upload is not None:
             self._forget(upload)
             if upload.holder is not None:
@@ -160,20 +160,20 @@ class Uploads:
             raise UploadMemoryError(size, free)
 
     def _open(self, header: UploadHeader) -> Upload:
-        there = self._uploads.get(header.document_id)
+        there = self._uploads.get(header.name)
         if there is not None and there.holder is not None:
             if there.header != header:
-                raise DocumentExistsError(header.document_id)
+                raise DocumentExistsError(header.name.document_id)
             there.holder.revoke("another call took it over")
         if there is not None and there.header == header and there.resumable:
             there.state = "uploading"
             return there
-        upload = self._uploads[header.document_id] = Upload(header, self)
+        upload = self._uploads[header.name] = Upload(header, self)
         return upload
 
     def _forget(self, upload: Upload) -> None:
-        if self._uploads.get(upload.header.document_id) is upload:
-            del self._uploads[upload.header.document_id]
+        if self._uploads.get(upload.header.name) is upload:
+            del self._uploads[upload.header.name]
 
     def _broken_off(self) -> list[Upload]:
         idle = (upload for upload in self._uploads.values() if upload.holder is None)

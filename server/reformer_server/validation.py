@@ -13,8 +13,9 @@ from google.protobuf.message import Message
 from reformer.v1 import document_pb2, inference_pb2, model_pb2
 from reformer_core import SamplingParams
 from reformer_core.errors import TooManyTokensError
+from reformer_server import tenants
 from reformer_server.calls import Context
-from reformer_server.content import TOKEN_ID_BYTES
+from reformer_server.content import TOKEN_ID_BYTES, DocumentName
 from reformer_server.errors import InvalidFieldError
 from reformer_server.served_model import ServedModel
 from reformer_server.settings import Settings
@@ -41,19 +42,26 @@ MAX_TOKENIZE_IMAGE_BYTES = 1_000_000
 MAX_DETOKENIZE_IDS = 131_072
 
 
-def document_id(request: NamesDocument, context: Context, field: str = "document_id") -> str:
-    """The request's document_id, which it must have. Raises InvalidFieldError."""
-    return _well_formed(request.document_id, context, field)
+def document_name(request: NamesDocument, context: Context, field: str = "document_id") -> DocumentName:
+    """The request's document_id, which it must have, and the caller's tenant. Raises InvalidFieldError."""
+    return own_name(_well_formed(request.document_id, context, field))
 
 
-def optional_document_id(request: MayNameDocument, context: Context, field: str = "document_id") -> str | None:
-    """The request's document_id, or None; then the metadata must not name a document either."""
+def optional_document_name(
+    request: MayNameDocument, context: Context, field: str = "document_id"
+) -> DocumentName | None:
+    """The same, or None; then the metadata must not name a document either."""
     if request.HasField("document_id"):
-        return _well_formed(request.document_id, context, field)
+        return own_name(_well_formed(request.document_id, context, field))
     routed = _routed_by(context)
     if routed is not None:
         raise InvalidFieldError(field, f"is unset, but the {DOCUMENT_ID_METADATA} metadata is {_short(routed)}")
     return None
+
+
+def own_name(document_id: str) -> DocumentName:
+    """The caller's document of this id."""
+    return DocumentName(tenants.current().name, document_id)
 
 
 def _well_formed(value: str, context: Context, field: str) -> str:
@@ -74,7 +82,7 @@ def _routed_by(context: Context) -> str | None:
 
 def content_header(
     header: document_pb2.DocumentHeader | inference_pb2.ScoreHeader,
-    document_id: str,
+    name: DocumentName,
     settings: Settings,
     model: ServedModel,
 ) -> UploadHeader:
@@ -97,7 +105,7 @@ def content_header(
     sha256 = header.sha256 if isinstance(header, document_pb2.DocumentHeader) and header.HasField("sha256") else None
     if sha256 is not None and len(sha256) != SHA256_BYTES:
         raise InvalidFieldError("header.sha256", f"must be {SHA256_BYTES} bytes, but is {len(sha256)}")
-    return UploadHeader(document_id, header.content_type, total, sha256)
+    return UploadHeader(name, header.content_type, total, sha256)
 
 
 def lease_seconds(

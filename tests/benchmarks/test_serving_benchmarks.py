@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cancellation, first_token, harness, million_tokens, neighbours
+from benchmarks import cancellation, first_token, harness, million_tokens, neighbours, restore
 from benchmarks.listener import Arrivals
 from benchmarks.serving import quantile
 from reformer_core import MemoryPlan, ReformerModel
@@ -45,6 +45,14 @@ def test_million_tokens(quick_run: Callable[[Any], tuple[Record, str]], tmp_path
     assert "bfloat16" in log[0]
     assert "16,384 tokens" in log[-1]
     assert all("peak so far" in line for line in log[1:-1])
+
+
+def test_restore(quick_run: Callable[[Any], tuple[Record, str]]) -> None:
+    record, printed = quick_run(restore)
+    assert record["document_bytes"] > 4 * restore.QUICK_TOKENS
+    assert set(record["restore_seconds"]) == set(restore.SOURCES)
+    assert 0 < max(record["restore_seconds"].values()) < record["read_seconds"]
+    assert "| times faster than reading, from the disk | ≥ 10 |" in printed
 
 
 def test_neighbours(quick_run: Callable[[Any], tuple[Record, str]], tmp_path: Path) -> None:

@@ -26,7 +26,10 @@ MANY_STEPS = 5000
 class Reader:
     """A sink with room for so many events of the kinds that wait for it; None: for any number."""
 
-    def __init__(self, room: int | None = None, on_event: Callable[[Event], None] | None = None) -> None:
+    def __init__(
+        self, room: int | None = None, on_event: Callable[[Event], None] | None = None, owner: str = ""
+    ) -> None:
+        self.owner = owner
         self.events: list[Event] = []
         self.room = room
         self._on_event = on_event

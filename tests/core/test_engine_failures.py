@@ -315,6 +315,8 @@ def test_reader_that_raises(engine: Engine, document: Document, kind: type[Event
 
 def test_reader_that_raises_to_the_last(engine: Engine, document: Document, submit: Submit, caplog: Any) -> None:
     class Hopeless:
+        owner = None
+
         def ready(self) -> bool:
             return True
 
@@ -431,7 +433,7 @@ def test_interrupted_blocking_calls(engine: Engine, document: Document) -> None:
 
 
 def test_queue_full(engine: Engine, document: Document, submit: Submit) -> None:
-    engine.max_waiting = engine._scheduler._max_waiting = 2
+    engine.max_waiting = engine._scheduler.waiting._limit = 2
     busy = keep_busy(engine, document)
     waiting = [submit(engine, document, Reader(), None) for _ in range(2)]
     refused = Reader()

@@ -17,10 +17,13 @@ from reformer_client.cli import main
 from reformer_client.errors import ERROR_CLASSES
 from reformer_client.messages import Sampling
 from reformer_core import EngineLoad
+from reformer_server.archive import Archive
+from reformer_server.cache import DocumentCache
 from reformer_server.gauges import load_gauges
 from reformer_server.metrics import Metrics
 from reformer_server.settings import KEYS, Settings
 from reformer_server.status import TABLE
+from tests.server.store.stored import MODEL
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(page.relative_to(ROOT).as_posix() for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
@@ -146,21 +149,12 @@ def test_every_sampling_parameter() -> None:
     assert parameters <= in_backticks("docs/api.md") & in_backticks("docs/sdk.md")
 
 
-class NoDocuments:
-    """A registry without documents."""
-
-    nbytes = 0
-
-    def __len__(self) -> int:
-        return 0
-
-
 def test_every_metric() -> None:
     metrics = Metrics()
     metrics.build_info(version="", model="", torch="")
     engine: Any = SimpleNamespace(load=EngineLoad(*[0] * len(dataclasses.fields(EngineLoad))))
-    documents: Any = NoDocuments()
-    metrics.watch(load_gauges(engine, documents, torch.device("cpu")))
+    cache, archive = DocumentCache(lambda cached: None, metrics), Archive(MODEL)
+    metrics.watch(load_gauges(engine, cache, archive, Settings(), torch.device("cpu")))
     suffixes = {"counter": "_total", "info": "_info"}
     there = {
         family.name + suffixes.get(family.type, "")

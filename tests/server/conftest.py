@@ -2,14 +2,15 @@
 
 import asyncio
 import socketserver
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import pytest
 import torch
+import trustme
 
 from reformer.v1 import document_pb2_grpc, inference_pb2_grpc, model_pb2_grpc
 from reformer_core import ReformerConfig, ReformerModel
@@ -90,7 +91,7 @@ def served_model() -> ServedModel:
 
 @asynccontextmanager
 async def running_server(model: ServedModel, engine: Any, **settings: Any) -> AsyncIterator[Running]:
-    settings = {"port": 0, "metrics_port": 0, "drain_grace_seconds": 2.0, **settings}
+    settings = {"store": "none", "port": 0, "metrics_port": 0, "drain_grace_seconds": 2.0, **settings}
     server = Server(Settings(**settings), model, lambda: engine)  # type: ignore[arg-type]
     try:
         await server.start()
@@ -98,6 +99,33 @@ async def running_server(model: ServedModel, engine: Any, **settings: Any) -> As
             yield Running(server, engine, channel)
     finally:
         await server.stop()
+
+
+Serve = Callable[..., Awaitable[Running]]
+
+
+@pytest.fixture
+async def serve(served_model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Serve]:
+    """Starts servers by their settings, on fake engines that take `step_seconds` a step; they read files often."""
+    monkeypatch.setattr("reformer_server.access.POLL_SECONDS", 0.02)
+    async with AsyncExitStack() as stack:
+
+        async def start(*, step_seconds: float = 0.0, **settings: Any) -> Running:
+            engine = FakeEngine(step_seconds=step_seconds)
+            return await stack.enter_async_context(running_server(served_model, engine, **settings))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def stranger() -> trustme.CA:
+    """An authority that nobody trusts, unless a test says so."""
+    return trustme.CA()
 
 
 @pytest.fixture

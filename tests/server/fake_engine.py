@@ -5,7 +5,7 @@ session holds one byte of page memory a token, so that leaks are easy to count.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,9 @@ class FakeLoad:
     documents: int
     used_page_bytes: int
     total_page_bytes: int
+    waiting_by_owner: Mapping[Hashable, int]
+    retry_seconds: float = 1.0
+    prefill_speed: float | None = None
     workspace_bytes: int = 7
     weights_bytes: int = 1000
 
@@ -229,6 +232,7 @@ class FakeEngine:
         return FakeLoad(
             running=sum(phase != "waiting" for phase in phases),
             waiting=phases.count("waiting"),
+            waiting_by_owner={"anonymous": phases.count("waiting")},
             decode_batch_size=phases.count("decode"),
             documents=len(self.documents),
             used_page_bytes=self._used(),

@@ -11,6 +11,7 @@ from google.rpc import error_details_pb2
 from reformer.v1 import document_pb2
 from reformer.v1 import inference_pb2 as pb
 from reformer_core import Engine, MemoryPlan
+from reformer_core.requests import PrefillRequest
 from reformer_server import ServedModel
 from tests.server.conftest import Running, running_server
 from tests.server.statuses import refused
@@ -189,3 +190,19 @@ async def test_many_at_once(real: Running) -> None:
 
     for start in range(0, 12, 4):
         await asyncio.gather(*(one(index) for index in range(start, start + 4)))
+
+
+async def test_a_reading_that_cant_be_over_in_time_isnt_begun(real: Running) -> None:
+    await create_document(real, TEXT, document_id="a")
+    await delete(real, "a")
+    [speed] = real.engine._scheduler._pace._tokens_per_second.values()
+    real.engine._scheduler._pace._tokens_per_second[PrefillRequest] = speed / 1e6
+    await real.server.engine.call(lambda engine: None)  # it has looked at itself again
+    computed = real.metric("prefill_tokens_total", source="computed")
+    with refused(grpc.StatusCode.DEADLINE_EXCEEDED) as refusal:
+        await create(real, [header(TEXT, document_id="b"), chunk(TEXT)], timeout=60)
+    assert "reading 3,800 tokens takes at least" in refusal.message
+    assert real.metric("prefill_tokens_total", source="computed") == computed
+    responses = await create(real, [header(TEXT, document_id="b")], timeout=None)  # the content is there already
+    assert responses[-1].document.tokens == len(TEXT)
+    await delete(real, "b")

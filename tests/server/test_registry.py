@@ -1,8 +1,8 @@
 """The registry and the uploads by themselves, with a clock that the test moves."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +12,25 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from reformer.v1 import document_pb2
-from reformer_server.content import ContentKey
-from reformer_server.documents import MAX_REMEMBERED_IDS, DocumentRegistry
-from reformer_server.errors import DocumentExistsError, DocumentNotFoundError, UploadAbortedError, UploadMemoryError
+from reformer_server.archive import Archive
+from reformer_server.cache import CachedDocument, DocumentCache
+from reformer_server.content import ContentKey, DocumentName
+from reformer_server.documents import MAX_REMEMBERED_IDS, DocumentRegistry, Entry
+from reformer_server.errors import (
+    DocumentExistsError,
+    DocumentNotFoundError,
+    TenantQuotaError,
+    UploadAbortedError,
+    UploadMemoryError,
+)
 from reformer_server.metrics import Metrics
+from reformer_server.store.manifest import DocumentRecord, ModelIdentity
+from reformer_server.tenants import Limits
 from reformer_server.uploads import UploadHeader, Uploads
 
 TEXT = document_pb2.CONTENT_TYPE_TEXT
+A = DocumentName("one", "a")
+X, Y = b"x" * 32, b"y" * 32
 
 
 @dataclass
@@ -35,57 +47,164 @@ def make_uploads(clock: Clock, *, memory_bytes: int = 100, retention_seconds: fl
     )
 
 
-def document(nbytes: int = 10, scores: object = None) -> SimpleNamespace:
-    return SimpleNamespace(nbytes=nbytes, tokens=nbytes, scores=scores)
+def document() -> Any:
+    return SimpleNamespace(nbytes=10, tokens=10, scores=None)
+
+
+class FakeArchive(Archive):
+    """A store that is always there, and has everything at once."""
+
+    keeps = True
+
+    def __init__(self) -> None:
+        model = ModelIdentity(weights="0" * 64, tokenizer="1" * 64, hashing="2" * 64, pages="float32 256")
+        super().__init__(model)
+        self.kept: dict[DocumentName, DocumentRecord] = {}
+
+    async def record(self, name: DocumentName) -> DocumentRecord | None:
+        return self.kept.get(name)
+
+    async def records(self, tenant: str) -> list[DocumentRecord]:
+        return [record for name, record in self.kept.items() if name.tenant == tenant]
+
+    async def keep(self, entry: Entry, wanted: Callable[[], bool]) -> None:
+        self.persist(entry)
+
+    async def forget(self, name: DocumentName) -> None:
+        self.kept.pop(name, None)
+
+    def persist(self, entry: Entry) -> None:
+        self.kept[entry.name] = DocumentRecord(
+            document_id=entry.name.document_id,
+            identity=self.identity(entry.key),
+            content_bytes=entry.content_bytes,
+            tokens=entry.tokens,
+            memory_bytes=entry.memory_bytes,
+            has_scores=entry.has_scores,
+            notes=entry.notes,
+            create_time=entry.create_time,
+            expire_time=entry.expire_time,
+        )
+        entry.stored = True
+
+
+class FakeRestores:
+    """Puts back at once what is asked for."""
+
+    def __init__(self, cache: DocumentCache, living: list[Any]) -> None:
+        self._cache, self._living = cache, living
+
+    @asynccontextmanager
+    async def follow(self, key: ContentKey) -> AsyncIterator[Any]:
+        self._living.append(document())
+        cached = self._cache.put(key, self._living[-1], stored=True)
+
+        async def result() -> CachedDocument:
+            return cached
+
+        yield SimpleNamespace(result=result)
+        self._cache.release(cached)
+
+
+class Parts:
+    """A registry of one process, with what it is made of; `archive` outlives it."""
+
+    def __init__(self, clock: Clock, archive: Archive) -> None:
+        self.living: list[Any] = []
+        metrics = Metrics()
+        self.cache = DocumentCache(lambda cached: self.living.remove(cached.document), metrics, clock)
+        restores: Any = FakeRestores(self.cache, self.living)
+        self.registry = DocumentRegistry(make_uploads(clock), self.cache, archive, restores, metrics, clock)
+        if isinstance(archive, FakeArchive):
+            self.registry.persist = archive.persist
+
+    def create(self, name: DocumentName, key: ContentKey, lease_seconds: float) -> None:
+        cached = self.cache.get(key)
+        if cached is None:
+            self.living.append(document())
+            cached = self.cache.put(key, self.living[-1], stored=True)
+        else:
+            self.cache.retain(cached)
+        try:
+            self.registry.add(name, 1, cached, lease_seconds)
+        finally:
+            self.cache.release(cached)
 
 
 class Registry(RuleBasedStateMachine):
-    """Ids come, go, expire and are read in any order: memory is held exactly as long as somebody can reach it."""
+    """Ids of two tenants come, go, expire and are read in any order, documents are evicted, the process begins anew.
+
+    What a tenant sees is what it would see without any of the others, and memory is held as long as somebody needs it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.clock = Clock()
-        self.living: list[SimpleNamespace] = []
-        self.registry = DocumentRegistry(make_uploads(self.clock), Metrics(), self.living.remove, self.clock)
-        self.leases: dict[str, tuple[bytes, float]] = {}  # what should be there: content and end of lease
-        self.readers: list[tuple[bytes, Any]] = []
+        self.clock, self.archive = Clock(), FakeArchive()
+        self.parts = Parts(self.clock, self.archive)
+        self.leases: dict[DocumentName, tuple[bytes, float]] = {}  # what should be there: content and end of lease
+        self.readers: list[tuple[ContentKey, Any]] = []
         self.loop = asyncio.new_event_loop()
 
-    @rule(id=st.sampled_from("abc"), content=st.sampled_from([b"x", b"y"]), lease=st.integers(1, 20))
-    def create(self, id: str, content: bytes, lease: int) -> None:
-        key = ContentKey(TEXT, content)
-        shared = self.registry.find(key, with_scores=False)
-        mine = None
-        if shared is None:
-            self.living.append(document())
-            shared = mine = self.registry.share(key, self.living[-1])
-        there = self.leases.get(id)
+    names = st.builds(DocumentName, st.sampled_from(["one", "two"]), st.sampled_from("ab"))
+
+    @rule(name=names, content=st.sampled_from([X, Y]), lease=st.integers(1, 20))
+    def create(self, name: DocumentName, content: bytes, lease: int) -> None:
+        key = ContentKey(name.tenant, TEXT, content)
+        there = self.leases.get(name)
+        announced = UploadHeader(name, TEXT, 1, content)
         if there is not None and there[0] != content:
             with pytest.raises(DocumentExistsError):
-                self.registry.add(id, key, 1, shared, lease)
-        else:
-            self.registry.add(id, key, 1, shared, lease)
-            self.leases[id] = content, max(there[1] if there else 0, self.clock.now + lease)
-        if mine is not None:
-            mine.release()
+                self.loop.run_until_complete(self.parts.registry.check(announced))
+            return
+        assert (self.loop.run_until_complete(self.parts.registry.check(announced)) is None) == (there is None)
+        self.parts.create(name, key, lease)
+        self.leases[name] = content, max(there[1] if there else 0, self.clock.now + lease)
 
-    @rule(id=st.sampled_from("abc"))
-    def delete(self, id: str) -> None:
-        self.registry.delete(id)
-        self.leases.pop(id, None)
+    @rule(name=names)
+    def delete(self, name: DocumentName) -> None:
+        self.loop.run_until_complete(self.parts.registry.delete(name))
+        self.leases.pop(name, None)
+
+    @rule(name=names, lease=st.integers(1, 20))
+    def renew(self, name: DocumentName, lease: int) -> None:
+        renewing = self.parts.registry.renew(name, lease)
+        if name in self.leases:
+            entry = self.loop.run_until_complete(renewing)
+            self.leases[name] = self.leases[name][0], self.clock.now + lease
+            assert entry.expire_time == self.clock.now + lease
+        else:
+            with pytest.raises(DocumentNotFoundError):
+                self.loop.run_until_complete(renewing)
 
     @rule(seconds=st.integers(1, 10))
     def wait(self, seconds: int) -> None:
         self.clock.now += seconds
-        self.registry.sweep()
-        self.leases = {id: lease for id, lease in self.leases.items() if lease[1] > self.clock.now}
+        self.parts.registry.sweep()
+        self.leases = {name: lease for name, lease in self.leases.items() if lease[1] > self.clock.now}
 
-    @rule(id=st.sampled_from("abc"))
-    def read(self, id: str) -> None:
-        use = self.registry.use(id)
-        if id in self.leases:
-            self.loop.run_until_complete(use.__aenter__())
-            self.readers.append((self.leases[id][0], use))
+    @rule(nbytes=st.integers(1, 30))
+    def evict(self, nbytes: int) -> None:
+        before = len(self.parts.living)
+        freed = self.parts.cache.evict(nbytes)
+        assert freed == 10 * (before - len(self.parts.living))
+        unused = {(name.tenant, content) for name, (content, _) in self.leases.items()}
+        unused -= {(key.tenant, key.sha256) for key, _ in self.readers}
+        assert freed <= 10 * len(unused)
+
+    @rule()
+    def restart(self) -> None:
+        for _, use in self.readers:
+            self.loop.run_until_complete(use.__aexit__(None, None, None))
+        self.readers = []
+        self.parts = Parts(self.clock, self.archive)
+
+    @rule(name=names)
+    def read(self, name: DocumentName) -> None:
+        use = self.parts.registry.use(name)
+        if name in self.leases:
+            in_use = self.loop.run_until_complete(use.__aenter__())
+            assert in_use.document in self.parts.living
+            self.readers.append((ContentKey(name.tenant, TEXT, self.leases[name][0]), use))
         else:
             with pytest.raises(DocumentNotFoundError):
                 self.loop.run_until_complete(use.__aenter__())
@@ -100,32 +219,77 @@ class Registry(RuleBasedStateMachine):
         self.loop.close()
 
     @invariant()
-    def memory_is_what_can_be_reached(self) -> None:
-        reachable = {content for content, _ in self.leases.values()} | {content for content, _ in self.readers}
-        assert len(self.living) == len(reachable)
-        assert self.registry.nbytes == 10 * len(reachable)
-        assert len(self.registry) == len(self.leases)
+    def each_tenant_sees_its_own(self) -> None:
+        for tenant in ("one", "two"):
+            entries = self.loop.run_until_complete(self.parts.registry.all_of(tenant))
+            seen = {entry.name: (entry.key.sha256, entry.expire_time) for entry in entries}
+            assert seen == {name: lease for name, lease in self.leases.items() if name.tenant == tenant}
+
+    @invariant()
+    def memory_is_held_by_somebody(self) -> None:
+        named = {(name.tenant, content) for name, (content, _) in self.leases.items()}
+        read = {(key.tenant, key.sha256) for key, _ in self.readers}
+        assert len(read) <= len(self.parts.living) <= len(named | read)
+        assert len(self.parts.cache) == len(self.parts.living)
 
 
 TestRegistry = Registry.TestCase
 
 
-def test_only_so_many_expired_ids_are_remembered() -> None:
+async def test_only_so_many_expired_ids_are_remembered() -> None:
     clock = Clock()
-    registry = DocumentRegistry(make_uploads(clock), Metrics(), lambda document: None, clock)
-    shared = registry.share(ContentKey(TEXT, b"x"), document())
+    parts = Parts(clock, Archive(FakeArchive()._model))
     for i in range(MAX_REMEMBERED_IDS + 1):
-        registry.add(f"d{i}", ContentKey(TEXT, b"x"), 1, shared, 1)
+        parts.create(DocumentName("one", f"d{i}"), ContentKey("one", TEXT, X), 1)
     clock.now += 2
     for id, expired in (("d0", False), ("d1", True), (f"d{MAX_REMEMBERED_IDS}", True)):
         with pytest.raises(DocumentNotFoundError) as caught:
-            registry.get(id)
+            await parts.registry.get(DocumentName("one", id))
         assert caught.value.expired == expired
+        with pytest.raises(DocumentNotFoundError) as caught:
+            await parts.registry.get(DocumentName("two", id))
+        assert not caught.value.expired
+
+
+async def test_limits_count_ids_once_and_contents_once() -> None:
+    parts = Parts(Clock(), FakeArchive())
+    x, y = (ContentKey("one", TEXT, content) for content in (X, Y))
+    parts.create(DocumentName("one", "a"), x, 9)
+    parts.create(DocumentName("one", "b"), x, 9)
+    check = parts.registry.check_limits
+    new, there = DocumentName("one", "c"), DocumentName("one", "a")
+    with pytest.raises(TenantQuotaError, match=r"3 documents, but 2 are allowed"):
+        check(new, Limits(documents=2))
+    check(there, Limits(documents=2))
+    check(DocumentName("two", "c"), Limits(documents=1))
+    check(new, Limits(document_bytes=10), x, 10)
+    with pytest.raises(TenantQuotaError, match=r"20 document bytes, but 19 are allowed"):
+        check(new, Limits(document_bytes=19), y, 10)
+    check(DocumentName("two", "c"), Limits(document_bytes=10), y, 10)
+
+
+async def test_what_another_replica_does_is_seen_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, archive = Clock(), FakeArchive()
+    here, there = Parts(clock, archive), Parts(clock, archive)
+    name, key = DocumentName("one", "a"), ContentKey("one", TEXT, X)
+    here.create(name, key, 10)
+    async with there.registry.use(name) as in_use:
+        assert in_use.restored
+    await there.registry.renew(name, 100)
+    monkeypatch.setattr("reformer_server.documents.FRESH_SECONDS", 0)
+    assert (await here.registry.get(name)).expire_time == clock.now + 100
+    await there.registry.delete(name)
+    there.create(name, ContentKey("one", TEXT, Y), 10)
+    assert (await here.registry.get(name)).key.sha256 == Y
+    assert not here.living
+    await there.registry.delete(name)
+    with pytest.raises(DocumentNotFoundError):
+        await here.registry.get(name)
 
 
 async def send(uploads: Uploads, id: str, data: bytes, total: int | None) -> None:
     """A call that sends `data` and breaks off."""
-    async with uploads.hold(UploadHeader(id, TEXT, total, None)) as upload:
+    async with uploads.hold(UploadHeader(DocumentName("one", id), TEXT, total, None)) as upload:
         upload.append(document_pb2.ContentChunk(offset=upload.nbytes, data=data))
 
 
@@ -133,7 +297,7 @@ async def test_only_uploads_of_known_size_are_kept() -> None:
     uploads = make_uploads(Clock())
     await send(uploads, "a", b"x" * 10, total=20)
     await send(uploads, "b", b"x" * 10, total=None)
-    assert (uploads.state("a"), uploads.state("b")) == ("uploading", None)
+    assert (uploads.state(A), uploads.state(DocumentName("one", "b"))) == ("uploading", None)
     assert uploads.nbytes == 10
 
 
@@ -143,10 +307,10 @@ async def test_broken_off_uploads_are_forgotten_in_time() -> None:
     await send(uploads, "a", b"x", total=20)
     clock.now += 59
     uploads.sweep()
-    assert uploads.state("a")
+    assert uploads.state(A)
     clock.now += 1
     uploads.sweep()
-    assert uploads.state("a") is None
+    assert uploads.state(A) is None
 
 
 async def test_broken_off_uploads_make_room_oldest_first() -> None:
@@ -156,12 +320,12 @@ async def test_broken_off_uploads_make_room_oldest_first() -> None:
         await send(uploads, id, b"x" * 30, total=50)
         clock.now += 1
     await send(uploads, "d", b"x" * 40, total=50)
-    assert [bool(uploads.state(id)) for id in "abcd"] == [False, True, True, True]
+    assert [bool(uploads.state(DocumentName("one", id))) for id in "abcd"] == [False, True, True, True]
 
 
 async def test_running_uploads_are_never_forgotten() -> None:
     uploads = make_uploads(Clock())
-    async with uploads.hold(UploadHeader("a", TEXT, 80, None)) as upload:
+    async with uploads.hold(UploadHeader(A, TEXT, 80, None)) as upload:
         upload.append(document_pb2.ContentChunk(data=b"x" * 80))
         with pytest.raises(UploadMemoryError) as caught:
             await send(uploads, "b", b"x" * 30, total=50)
@@ -174,7 +338,7 @@ async def test_running_uploads_are_never_forgotten() -> None:
 async def test_taken_over_call_ends_wherever_it_is(writing: bool) -> None:
     """Reading the next chunk or, with its handler suspended at a `yield`, writing a response."""
     uploads = make_uploads(Clock())
-    header = UploadHeader("a", TEXT, 80, None)
+    header = UploadHeader(A, TEXT, 80, None)
     holding = asyncio.Event()
 
     async def handler() -> AsyncIterator[None]:
@@ -195,4 +359,4 @@ async def test_taken_over_call_ends_wherever_it_is(writing: bool) -> None:
         with pytest.raises(UploadAbortedError):
             await first
         assert first.cancelling() == 0
-    assert uploads.state("a") == "uploading"
+    assert uploads.state(A) == "uploading"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reformer_server import Settings, SettingsError
-from reformer_server.units import format_size, parse_duration, parse_size
+from reformer_server.units import format_size, parse_duration, parse_size, parse_yes_or_no
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,13 @@ def test_numbers_that_nobody_means() -> None:
         parse_duration("36526d")
 
 
+def test_answers() -> None:
+    assert [parse_yes_or_no(text) for text in ("yes", "True", " no", "false")] == [True, True, False, False]
+    for text in ("", "1", "y"):
+        with pytest.raises(ValueError, match="neither yes nor no"):
+            parse_yes_or_no(text)
+
+
 @given(st.integers(0, 1 << 50))
 def test_sizes_are_readable(size: int) -> None:
     assert parse_size(format_size(size).replace(",", "").replace(" ", "")) == pytest.approx(size, rel=0.06)
@@ -56,6 +63,14 @@ def test_precedence(tmp_path: Path) -> None:
     settings = Settings.load({"port": "3", "host": None}, {"REFORMER_PORT": "2", "REFORMER_MAX_RUNNING": "6"}, file)
     assert (settings.port, settings.max_running, settings.memory_bytes) == (3, 6, 1 << 30)
     assert settings.default_lease_seconds == 7200
+
+
+def test_files_and_answers(tmp_path: Path) -> None:
+    file = tmp_path / "reformer.toml"
+    file.write_text('host = "0.0.0.0"\nallow-anonymous = true\n')
+    assert Settings.load({}, {}, file).allow_anonymous
+    settings = Settings.load({"tenants": "a/tenants.toml"}, {"REFORMER_ALLOW_ANONYMOUS": "no"}, None)
+    assert settings.tenants == Path("a/tenants.toml")
 
 
 def test_kubernetes_service_link_is_no_setting() -> None:

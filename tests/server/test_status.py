@@ -35,6 +35,15 @@ EXAMPLES = {
     server.DocumentExistsError("a"): "ALREADY_EXISTS",
     server.UploadAbortedError("a", "deleted"): "ABORTED",
     server.UploadMemoryError(5, 3): "RESOURCE_EXHAUSTED",
+    server.StoreFullError(5, 3): "RESOURCE_EXHAUSTED",
+    server.TenantQuotaError("documents", 3, 2): "RESOURCE_EXHAUSTED",
+    server.OtherModelError("a"): "FAILED_PRECONDITION",
+    server.StoredDocumentDamagedError("its data ends too early"): "DATA_LOSS",
+    server.StoreUnavailableError("s3://b", "no route"): "UNAVAILABLE",
+    server.UnauthenticatedError("no token"): "UNAUTHENTICATED",
+    server.UnknownIdentityError(["cn:a"], tenants=0): "PERMISSION_DENIED",
+    server.TooManyStreamsError(3): "RESOURCE_EXHAUSTED",
+    server.TokenRateError(50, 100, 1.5): "RESOURCE_EXHAUSTED",
     server.DrainingError(): "UNAVAILABLE",
     server.EngineStoppedError(): "UNAVAILABLE",
     core.InvalidTokensError("empty"): "INVALID_ARGUMENT",
@@ -66,7 +75,8 @@ def test_every_row(error: Exception) -> None:
         "UNAVAILABLE": "RetryInfo",
     }.get(EXAMPLES[error])
     assert expected is None or expected in kinds
-    assert ("RetryInfo" in kinds) == (EXAMPLES[error] in ("RESOURCE_EXHAUSTED", "UNAVAILABLE"))
+    waiting_helps = EXAMPLES[error] in ("RESOURCE_EXHAUSTED", "UNAVAILABLE")
+    assert ("RetryInfo" in kinds) == (waiting_helps and not isinstance(error, server.TenantQuotaError))
 
 
 def test_examples_are_complete() -> None:
@@ -76,6 +86,15 @@ def test_examples_are_complete() -> None:
 def test_no_retry_for_what_never_fits() -> None:
     status = to_status(core.OutOfMemoryError(5, 4, fits_when_idle=False), "r1")
     assert not any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in status.details)
+
+
+@pytest.mark.parametrize(("seconds", "milliseconds"), [(0.0, 0), (0.0001, 1), (1.5, 1500), (90.2501, 90_251)])
+def test_the_delay_is_the_errors_own_and_never_too_short(seconds: float, milliseconds: int) -> None:
+    status = to_status(server.TokenRateError(50, 100, seconds), "r1")
+    info = error_details_pb2.RetryInfo()
+    [packed] = [detail for detail in status.details if detail.Is(info.DESCRIPTOR)]
+    packed.Unpack(info)
+    assert info.retry_delay.ToMilliseconds() == milliseconds
 
 
 def test_a_bug_shows_nothing_but_the_request_id() -> None:

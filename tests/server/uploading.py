@@ -36,7 +36,7 @@ async def create(
     running: Running,
     requests: Sequence[pb.CreateDocumentRequest],
     *,
-    timeout: float = 10,
+    timeout: float | None = 10,
     metadata: Sequence[tuple[str, str]] = (),
 ) -> list[pb.CreateDocumentResponse]:
     """Sends the requests, half-closes, and returns all responses."""

@@ -109,6 +109,7 @@ def _print(info: DocumentInfo, as_json: bool) -> None:
             "created": f"{info.create_time:%Y-%m-%d %H:%M:%S} UTC",
             "kept until": f"{info.expire_time:%Y-%m-%d %H:%M:%S} UTC",
             "scores": "kept" if info.has_scores else "not kept",
+            "stored": "yes" if info.stored else "not yet, or the server has no store",
             "computed": "no, the same content was there already" if info.cached else "yes",
         }
     )

@@ -1,5 +1,7 @@
 """Errors as users of the command see them."""
 
+import math
+
 from reformer_client import errors
 
 
@@ -27,9 +29,11 @@ def _hint(error: errors.ReformerError, server: str) -> str:
         case errors.ResourceExhaustedError(retry_after_seconds=None):
             return "Delete documents that are not needed, or try again later."
         case errors.ResourceExhaustedError():
-            return f"Try again in {error.retry_after_seconds:.0f} s."
-        case errors.UnauthenticatedError() | errors.PermissionDeniedError():
+            return f"Try again in {math.ceil(error.retry_after_seconds or 0)} s."
+        case errors.UnauthenticatedError():
             return "Pass a valid token: --token, or REFORMER_TOKEN in the environment."
+        case errors.PermissionDeniedError():
+            return "Pass a token with --token, or another certificate with --tls-cert and --tls-key."
         case errors.UnimplementedError():
             return f"Does a Reformer server of this version run at {server}?"
         case errors.InternalError() | errors.UnknownError():

@@ -26,15 +26,15 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1areformer/v1/document.proto\x12\x0breformer.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n\x0c\x43ontentChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x97\x02\n\x0e\x44ocumentHeader\x12\x18\n\x0b\x64ocument_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12.\n\x0c\x63ontent_type\x18\x02 \x01(\x0e\x32\x18.reformer.v1.ContentType\x12\x18\n\x0btotal_bytes\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x13\n\x06sha256\x18\x04 \x01(\x0cH\x02\x88\x01\x01\x12-\n\x05lease\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x03\x88\x01\x01\x12\x18\n\x0bkeep_scores\x18\x06 \x01(\x08H\x04\x88\x01\x01\x42\x0e\n\x0c_document_idB\x0e\n\x0c_total_bytesB\t\n\x07_sha256B\x08\n\x06_leaseB\x0e\n\x0c_keep_scores\"z\n\x15\x43reateDocumentRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.reformer.v1.DocumentHeaderH\x00\x12*\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x19.reformer.v1.ContentChunkH\x00\x42\x06\n\x04part\"<\n\x0eUploadAccepted\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\x12\x15\n\rresume_offset\x18\x02 \x01(\x04\"f\n\x08Progress\x12\x18\n\x10processed_tokens\x18\x01 \x01(\x04\x12\x14\n\x0ctotal_tokens\x18\x02 \x01(\x04\x12*\n\x07\x65lapsed\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb1\x02\n\x08\x44ocument\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\x12.\n\x0c\x63ontent_type\x18\x02 \x01(\x0e\x32\x18.reformer.v1.ContentType\x12\x0e\n\x06tokens\x18\x03 \x01(\x04\x12\x15\n\rcontent_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nhas_scores\x18\t \x01(\x08\x12\x0e\n\x06\x63\x61\x63hed\x18\n \x01(\x08\x12\r\n\x05notes\x18\x0b \x03(\t\"\xa8\x01\n\x16\x43reateDocumentResponse\x12/\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1b.reformer.v1.UploadAcceptedH\x00\x12)\n\x08progress\x18\x02 \x01(\x0b\x32\x15.reformer.v1.ProgressH\x00\x12)\n\x08\x64ocument\x18\x03 \x01(\x0b\x32\x15.reformer.v1.DocumentH\x00\x42\x07\n\x05\x65vent\")\n\x12GetDocumentRequest\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\">\n\x13GetDocumentResponse\x12\'\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x15.reformer.v1.Document\"d\n\x14ListDocumentsRequest\x12\x16\n\tpage_size\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\npage_token\x18\x02 \x01(\tH\x01\x88\x01\x01\x42\x0c\n\n_page_sizeB\r\n\x0b_page_token\"Z\n\x15ListDocumentsResponse\x12(\n\tdocuments\x18\x01 \x03(\x0b\x32\x15.reformer.v1.Document\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"d\n\x14RenewDocumentRequest\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\x12-\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x42\x08\n\x06_lease\"@\n\x15RenewDocumentResponse\x12\'\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x15.reformer.v1.Document\",\n\x15\x44\x65leteDocumentRequest\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\"\x18\n\x16\x44\x65leteDocumentResponse\"\x80\x01\n\x19ReadDocumentScoresRequest\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\x12\x18\n\x0bstart_token\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\tend_token\x18\x03 \x01(\x04H\x01\x88\x01\x01\x42\x0e\n\x0c_start_tokenB\x0c\n\n_end_token\"k\n\x0bTokenScores\x12\x13\n\x0bstart_token\x18\x01 \x01(\x04\x12\x10\n\x08logprobs\x18\x02 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x0c\n\x04text\x18\x04 \x01(\x0c\x12\x14\n\x0ctext_lengths\x18\x05 \x01(\x0c\"F\n\x1aReadDocumentScoresResponse\x12(\n\x06scores\x18\x01 \x01(\x0b\x32\x18.reformer.v1.TokenScores*v\n\x0b\x43ontentType\x12\x1c\n\x18\x43ONTENT_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43ONTENT_TYPE_TEXT\x10\x01\x12\x1a\n\x16\x43ONTENT_TYPE_TOKEN_IDS\x10\x02\x12\x16\n\x12\x43ONTENT_TYPE_IMAGE\x10\x03\x32\xb6\x04\n\x0f\x44ocumentService\x12]\n\x0e\x43reateDocument\x12\".reformer.v1.CreateDocumentRequest\x1a#.reformer.v1.CreateDocumentResponse(\x01\x30\x01\x12P\n\x0bGetDocument\x12\x1f.reformer.v1.GetDocumentRequest\x1a .reformer.v1.GetDocumentResponse\x12V\n\rListDocuments\x12!.reformer.v1.ListDocumentsRequest\x1a\".reformer.v1.ListDocumentsResponse\x12V\n\rRenewDocument\x12!.reformer.v1.RenewDocumentRequest\x1a\".reformer.v1.RenewDocumentResponse\x12Y\n\x0e\x44\x65leteDocument\x12\".reformer.v1.DeleteDocumentRequest\x1a#.reformer.v1.DeleteDocumentResponse\x12g\n\x12ReadDocumentScores\x12&.reformer.v1.ReadDocumentScoresRequest\x1a\'.reformer.v1.ReadDocumentScoresResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1areformer/v1/document.proto\x12\x0breformer.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n\x0c\x43ontentChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x97\x02\n\x0e\x44ocumentHeader\x12\x18\n\x0b\x64ocument_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12.\n\x0c\x63ontent_type\x18\x02 \x01(\x0e\x32\x18.reformer.v1.ContentType\x12\x18\n\x0btotal_bytes\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x13\n\x06sha256\x18\x04 \x01(\x0cH\x02\x88\x01\x01\x12-\n\x05lease\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x03\x88\x01\x01\x12\x18\n\x0bkeep_scores\x18\x06 \x01(\x08H\x04\x88\x01\x01\x42\x0e\n\x0c_document_idB\x0e\n\x0c_total_bytesB\t\n\x07_sha256B\x08\n\x06_leaseB\x0e\n\x0c_keep_scores\"z\n\x15\x43reateDocumentRequest\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.reformer.v1.DocumentHeaderH\x00\x12*\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x19.reformer.v1.ContentChunkH\x00\x42\x06\n\x04part\"<\n\x0eUploadAccepted\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\x12\x15\n\rresume_offset\x18\x02 \x01(\x04\"f\n\x08Progress\x12\x18\n\x10processed_tokens\x18\x01 \x01(\x04\x12\x14\n\x0ctotal_tokens\x18\x02 \x01(\x04\x12*\n\x07\x65lapsed\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xc1\x02\n\x08\x44ocument\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\x12.\n\x0c\x63ontent_type\x18\x02 \x01(\x0e\x32\x18.reformer.v1.ContentType\x12\x0e\n\x06tokens\x18\x03 \x01(\x04\x12\x15\n\rcontent_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nhas_scores\x18\t \x01(\x08\x12\x0e\n\x06\x63\x61\x63hed\x18\n \x01(\x08\x12\r\n\x05notes\x18\x0b \x03(\t\x12\x0e\n\x06stored\x18\x0c \x01(\x08\"\xa8\x01\n\x16\x43reateDocumentResponse\x12/\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1b.reformer.v1.UploadAcceptedH\x00\x12)\n\x08progress\x18\x02 \x01(\x0b\x32\x15.reformer.v1.ProgressH\x00\x12)\n\x08\x64ocument\x18\x03 \x01(\x0b\x32\x15.reformer.v1.DocumentH\x00\x42\x07\n\x05\x65vent\")\n\x12GetDocumentRequest\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\">\n\x13GetDocumentResponse\x12\'\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x15.reformer.v1.Document\"d\n\x14ListDocumentsRequest\x12\x16\n\tpage_size\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\npage_token\x18\x02 \x01(\tH\x01\x88\x01\x01\x42\x0c\n\n_page_sizeB\r\n\x0b_page_token\"Z\n\x15ListDocumentsResponse\x12(\n\tdocuments\x18\x01 \x03(\x0b\x32\x15.reformer.v1.Document\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"d\n\x14RenewDocumentRequest\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\x12-\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x42\x08\n\x06_lease\"@\n\x15RenewDocumentResponse\x12\'\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x15.reformer.v1.Document\",\n\x15\x44\x65leteDocumentRequest\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\"\x18\n\x16\x44\x65leteDocumentResponse\"\x80\x01\n\x19ReadDocumentScoresRequest\x12\x13\n\x0b\x64ocument_id\x18\x01 \x01(\t\x12\x18\n\x0bstart_token\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\tend_token\x18\x03 \x01(\x04H\x01\x88\x01\x01\x42\x0e\n\x0c_start_tokenB\x0c\n\n_end_token\"k\n\x0bTokenScores\x12\x13\n\x0bstart_token\x18\x01 \x01(\x04\x12\x10\n\x08logprobs\x18\x02 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x0c\n\x04text\x18\x04 \x01(\x0c\x12\x14\n\x0ctext_lengths\x18\x05 \x01(\x0c\"F\n\x1aReadDocumentScoresResponse\x12(\n\x06scores\x18\x01 \x01(\x0b\x32\x18.reformer.v1.TokenScores*v\n\x0b\x43ontentType\x12\x1c\n\x18\x43ONTENT_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43ONTENT_TYPE_TEXT\x10\x01\x12\x1a\n\x16\x43ONTENT_TYPE_TOKEN_IDS\x10\x02\x12\x16\n\x12\x43ONTENT_TYPE_IMAGE\x10\x03\x32\xb6\x04\n\x0f\x44ocumentService\x12]\n\x0e\x43reateDocument\x12\".reformer.v1.CreateDocumentRequest\x1a#.reformer.v1.CreateDocumentResponse(\x01\x30\x01\x12P\n\x0bGetDocument\x12\x1f.reformer.v1.GetDocumentRequest\x1a .reformer.v1.GetDocumentResponse\x12V\n\rListDocuments\x12!.reformer.v1.ListDocumentsRequest\x1a\".reformer.v1.ListDocumentsResponse\x12V\n\rRenewDocument\x12!.reformer.v1.RenewDocumentRequest\x1a\".reformer.v1.RenewDocumentResponse\x12Y\n\x0e\x44\x65leteDocument\x12\".reformer.v1.DeleteDocumentRequest\x1a#.reformer.v1.DeleteDocumentResponse\x12g\n\x12ReadDocumentScores\x12&.reformer.v1.ReadDocumentScoresRequest\x1a\'.reformer.v1.ReadDocumentScoresResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reformer.v1.document_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONTENTTYPE']._serialized_start=2058
-  _globals['_CONTENTTYPE']._serialized_end=2176
+  _globals['_CONTENTTYPE']._serialized_start=2074
+  _globals['_CONTENTTYPE']._serialized_end=2192
   _globals['_CONTENTCHUNK']._serialized_start=108
   _globals['_CONTENTCHUNK']._serialized_end=152
   _globals['_DOCUMENTHEADER']._serialized_start=155
@@ -46,31 +46,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROGRESS']._serialized_start=622
   _globals['_PROGRESS']._serialized_end=724
   _globals['_DOCUMENT']._serialized_start=727
-  _globals['_DOCUMENT']._serialized_end=1032
-  _globals['_CREATEDOCUMENTRESPONSE']._serialized_start=1035
-  _globals['_CREATEDOCUMENTRESPONSE']._serialized_end=1203
-  _globals['_GETDOCUMENTREQUEST']._serialized_start=1205
-  _globals['_GETDOCUMENTREQUEST']._serialized_end=1246
-  _globals['_GETDOCUMENTRESPONSE']._serialized_start=1248
-  _globals['_GETDOCUMENTRESPONSE']._serialized_end=1310
-  _globals['_LISTDOCUMENTSREQUEST']._serialized_start=1312
-  _globals['_LISTDOCUMENTSREQUEST']._serialized_end=1412
-  _globals['_LISTDOCUMENTSRESPONSE']._serialized_start=1414
-  _globals['_LISTDOCUMENTSRESPONSE']._serialized_end=1504
-  _globals['_RENEWDOCUMENTREQUEST']._serialized_start=1506
-  _globals['_RENEWDOCUMENTREQUEST']._serialized_end=1606
-  _globals['_RENEWDOCUMENTRESPONSE']._serialized_start=1608
-  _globals['_RENEWDOCUMENTRESPONSE']._serialized_end=1672
-  _globals['_DELETEDOCUMENTREQUEST']._serialized_start=1674
-  _globals['_DELETEDOCUMENTREQUEST']._serialized_end=1718
-  _globals['_DELETEDOCUMENTRESPONSE']._serialized_start=1720
-  _globals['_DELETEDOCUMENTRESPONSE']._serialized_end=1744
-  _globals['_READDOCUMENTSCORESREQUEST']._serialized_start=1747
-  _globals['_READDOCUMENTSCORESREQUEST']._serialized_end=1875
-  _globals['_TOKENSCORES']._serialized_start=1877
-  _globals['_TOKENSCORES']._serialized_end=1984
-  _globals['_READDOCUMENTSCORESRESPONSE']._serialized_start=1986
-  _globals['_READDOCUMENTSCORESRESPONSE']._serialized_end=2056
-  _globals['_DOCUMENTSERVICE']._serialized_start=2179
-  _globals['_DOCUMENTSERVICE']._serialized_end=2745
+  _globals['_DOCUMENT']._serialized_end=1048
+  _globals['_CREATEDOCUMENTRESPONSE']._serialized_start=1051
+  _globals['_CREATEDOCUMENTRESPONSE']._serialized_end=1219
+  _globals['_GETDOCUMENTREQUEST']._serialized_start=1221
+  _globals['_GETDOCUMENTREQUEST']._serialized_end=1262
+  _globals['_GETDOCUMENTRESPONSE']._serialized_start=1264
+  _globals['_GETDOCUMENTRESPONSE']._serialized_end=1326
+  _globals['_LISTDOCUMENTSREQUEST']._serialized_start=1328
+  _globals['_LISTDOCUMENTSREQUEST']._serialized_end=1428
+  _globals['_LISTDOCUMENTSRESPONSE']._serialized_start=1430
+  _globals['_LISTDOCUMENTSRESPONSE']._serialized_end=1520
+  _globals['_RENEWDOCUMENTREQUEST']._serialized_start=1522
+  _globals['_RENEWDOCUMENTREQUEST']._serialized_end=1622
+  _globals['_RENEWDOCUMENTRESPONSE']._serialized_start=1624
+  _globals['_RENEWDOCUMENTRESPONSE']._serialized_end=1688
+  _globals['_DELETEDOCUMENTREQUEST']._serialized_start=1690
+  _globals['_DELETEDOCUMENTREQUEST']._serialized_end=1734
+  _globals['_DELETEDOCUMENTRESPONSE']._serialized_start=1736
+  _globals['_DELETEDOCUMENTRESPONSE']._serialized_end=1760
+  _globals['_READDOCUMENTSCORESREQUEST']._serialized_start=1763
+  _globals['_READDOCUMENTSCORESREQUEST']._serialized_end=1891
+  _globals['_TOKENSCORES']._serialized_start=1893
+  _globals['_TOKENSCORES']._serialized_end=2000
+  _globals['_READDOCUMENTSCORESRESPONSE']._serialized_start=2002
+  _globals['_READDOCUMENTSCORESRESPONSE']._serialized_end=2072
+  _globals['_DOCUMENTSERVICE']._serialized_start=2195
+  _globals['_DOCUMENTSERVICE']._serialized_end=2761
 # @@protoc_insertion_point(module_scope)

@@ -251,6 +251,7 @@ class Document(_message.Message):
     HAS_SCORES_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
     document_id: _builtins.str
     """The id."""
     content_type: Global___ContentType.ValueType
@@ -262,11 +263,15 @@ class Document(_message.Message):
     sha256: _builtins.bytes
     """SHA-256 of the uploaded content, 32 bytes."""
     memory_bytes: _builtins.int
-    """Memory that the document holds, in bytes."""
+    """Memory that the document takes, in bytes; while it is only in the store, once it is used."""
     has_scores: _builtins.bool
     """Whether ReadDocumentScores works for it."""
     cached: _builtins.bool
     """True if this call computed nothing, because the same content was already there."""
+    stored: _builtins.bool
+    """Whether the server's document store has it, so that it outlives a restart, and every server that
+    shares the store can answer from it. It is written behind: a moment after the document is ready.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the document became ready."""
@@ -293,10 +298,11 @@ class Document(_message.Message):
         has_scores: _builtins.bool = ...,
         cached: _builtins.bool = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
+        stored: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "content_bytes", b"content_bytes", "content_type", b"content_type", "create_time", b"create_time", "document_id", b"document_id", "expire_time", b"expire_time", "has_scores", b"has_scores", "memory_bytes", b"memory_bytes", "notes", b"notes", "sha256", b"sha256", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "content_bytes", b"content_bytes", "content_type", b"content_type", "create_time", b"create_time", "document_id", b"document_id", "expire_time", b"expire_time", "has_scores", b"has_scores", "memory_bytes", b"memory_bytes", "notes", b"notes", "sha256", b"sha256", "stored", b"stored", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

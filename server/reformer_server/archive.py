@@ -1,0 +1,200 @@
+"""The store as the event loop sees it: its calls run on threads, one after the other for each id."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakValueDictionary
+
+from reformer_core import Document
+from reformer_server.content import ContentKey, DocumentName
+from reformer_server.errors import StoreFullError, StoreUnavailableError
+from reformer_server.metrics import Metrics
+from reformer_server.store.data import DataReader
+from reformer_server.store.document_store import ContentWriter, DocumentStore
+from reformer_server.store.housekeeping import Housekeeping, Usage
+from reformer_server.store.manifest import ContentIdentity, ContentManifest, DocumentRecord, ModelIdentity
+
+if TYPE_CHECKING:
+    from reformer_server.documents import Entry
+
+THREADS = 4
+SWEEP_SECONDS = 10.0
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class Archive:
+    """Keeps nothing: documents live in memory only. `StoreArchive` overrides it where there is a store."""
+
+    keeps = False
+
+    def __init__(self, model: ModelIdentity) -> None:
+        """`model`: whose documents these are."""
+        self._model = model
+
+    def identity(self, key: ContentKey) -> ContentIdentity:
+        """What a content is for the store."""
+        return ContentIdentity(
+            tenant=key.tenant, content_type=key.content_type, sha256=key.sha256.hex(), model=self._model
+        )
+
+    def is_ours(self, record: DocumentRecord) -> bool:
+        """Whether this model can use it."""
+        return record.identity.model == self._model
+
+    @staticmethod
+    def key_of(record: DocumentRecord) -> ContentKey:
+        """The content that a record's id stands for."""
+        identity = record.identity
+        return ContentKey(identity.tenant, identity.content_type, bytes.fromhex(identity.sha256))  # type: ignore[arg-type]
+
+    @property
+    def usage(self) -> Usage:
+        """What is kept, as of the last sweep."""
+        return Usage()
+
+    def known(self, tenant: str) -> Sequence[DocumentRecord]:
+        """A tenant's ids, as of the last sweep."""
+        return ()
+
+    async def records(self, tenant: str) -> Sequence[DocumentRecord]:
+        """A tenant's ids, as of now. Raises StoreUnavailableError, like all that follow."""
+        return ()
+
+    async def record(self, name: DocumentName) -> DocumentRecord | None:
+        """What an id stands for. Raises StoredDocumentDamagedError."""
+        return None
+
+    async def keep(self, entry: "Entry", wanted: Callable[[], bool]) -> None:
+        """Writes what an id stands for, if `wanted` still says so when its turn comes."""
+
+    async def forget(self, name: DocumentName) -> None:
+        """Deletes an id; idempotent."""
+
+    async def promise(self, key: ContentKey, nbytes: int) -> None:
+        """Sets bytes aside for a content to come. Raises StoreFullError."""
+
+    def settle(self, key: ContentKey, *, written_bytes: int = 0) -> None:
+        """What was promised is written, or won't be."""
+
+    async def find(self, key: ContentKey) -> ContentManifest | None:
+        """The content. Raises StoredDocumentDamagedError."""
+        return None
+
+    async def drop(self, key: ContentKey) -> None:
+        """Deletes a content; idempotent."""
+
+    async def keep_house(self) -> None:
+        """Sweeps again and again, until it is cancelled."""
+
+    def close(self) -> None:
+        """Lets threads end."""
+
+
+class StoreArchive(Archive):
+    """Keeps documents in a store."""
+
+    keeps = True
+
+    def __init__(self, model: ModelIdentity, store: DocumentStore, quota_bytes: int | None, metrics: Metrics) -> None:
+        super().__init__(model)
+        self._store, self._metrics = store, metrics
+        self._housekeeping = Housekeeping(store, quota_bytes)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
+        self._locks: WeakValueDictionary[DocumentName, asyncio.Lock] = WeakValueDictionary()
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Runs what blocks on one of the store's threads."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except StoreUnavailableError as error:
+            self._metrics.store_errors.inc()
+            logger.warning("store %s: %s", error.url, error.reason)
+            raise
+
+    def run_later(self, work: Callable[[], object]) -> None:
+        """The same, and nobody waits for it."""
+        self._threads.submit(work)
+
+    @property
+    def usage(self) -> Usage:
+        return self._housekeeping.usage
+
+    def known(self, tenant: str) -> Sequence[DocumentRecord]:
+        return self.usage.of_tenant(tenant)
+
+    async def records(self, tenant: str) -> Sequence[DocumentRecord]:
+        return await self.run(lambda: self._store.records(tenant))
+
+    async def record(self, name: DocumentName) -> DocumentRecord | None:
+        return await self.run(lambda: self._store.record(*name))
+
+    async def keep(self, entry: "Entry", wanted: Callable[[], bool]) -> None:
+        async with self._lock(entry.name):
+            written = None
+            while wanted() and written != entry.expire_time:  # a lease can be prolonged meanwhile
+                written = entry.expire_time
+                await self.run(partial(self._store.keep, self._record_of(entry)))
+            if wanted():
+                entry.stored = True
+
+    async def forget(self, name: DocumentName) -> None:
+        async with self._lock(name):
+            await self.run(lambda: self._store.forget(*name))
+
+    async def promise(self, key: ContentKey, nbytes: int) -> None:
+        promise = partial(self._housekeeping.promise, self.identity(key).digest, nbytes)
+        with suppress(StoreUnavailableError):  # then it stays in memory until the store is back
+            try:
+                await self.run(promise)
+            except StoreFullError:
+                await self.run(self._housekeeping.sweep)  # leases may have ended, documents been deleted
+                await self.run(promise)
+
+    def settle(self, key: ContentKey, *, written_bytes: int = 0) -> None:
+        self._housekeeping.settle(self.identity(key).digest, written_bytes=written_bytes)
+
+    async def find(self, key: ContentKey) -> ContentManifest | None:
+        return await self.run(lambda: self._store.find(self.identity(key)))
+
+    async def drop(self, key: ContentKey) -> None:
+        await self.run(lambda: self._store.drop(self.identity(key)))
+
+    async def reader(self, manifest: ContentManifest) -> DataReader:
+        """Begins to read a content. Raises StoredDocumentDamagedError."""
+        return await self.run(lambda: self._store.reader(manifest))
+
+    async def writer(self, key: ContentKey, document: Document, notes: tuple[str, ...]) -> ContentWriter:
+        """Begins to write a content."""
+        return await self.run(lambda: self._store.writer(self.identity(key), document, notes))
+
+    async def keep_house(self) -> None:
+        while True:
+            with suppress(StoreUnavailableError):  # which is logged
+                await self.run(self._housekeeping.sweep)
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _lock(self, name: DocumentName) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    def _record_of(self, entry: "Entry") -> DocumentRecord:
+        return DocumentRecord(
+            document_id=entry.name.document_id,
+            identity=self.identity(entry.key),
+            content_bytes=entry.content_bytes,
+            tokens=entry.tokens,
+            memory_bytes=entry.memory_bytes,
+            has_scores=entry.has_scores,
+            notes=entry.notes,
+            create_time=entry.create_time,
+            expire_time=entry.expire_time,
+        )

@@ -1,0 +1,31 @@
+"""Requests of the engine that end with a document: prefills and restores."""
+
+from collections.abc import Callable
+
+from reformer_core import Document, Engine, Request
+from reformer_core.events import DocumentReady, Progress
+from reformer_server.engine_thread import EngineThread
+from reformer_server.events import EventStream
+from reformer_server.joint import Report
+
+
+async def obtain_document(
+    engine: EngineThread, submit: Callable[[Engine, EventStream], Request], report: Report
+) -> Document:
+    """Submits the request and waits for its document, which is the caller's. Raises what the engine has against it."""
+    document: Document | None = None
+    try:
+        async with engine.request(submit) as stream:
+            async for events in stream.batches():
+                for event in events:
+                    if isinstance(event, Progress):
+                        report(event)
+                    elif isinstance(event, DocumentReady):
+                        document = event.document
+    except BaseException:
+        if document is not None:
+            ready = document
+            engine.post(lambda engine: ready.close())
+        raise
+    assert document is not None, "the engine finished without a document"
+    return document

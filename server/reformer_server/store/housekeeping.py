@@ -1,0 +1,111 @@
+"""What is in the store altogether: how much, for whom, and what nobody needs any more."""
+
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+
+from reformer_server.errors import StoredDocumentDamagedError, StoreFullError
+from reformer_server.store.blobs import UNFINISHED, Blob
+from reformer_server.store.document_store import CONTENTS, DocumentStore
+from reformer_server.store.manifest import ContentIdentity, DocumentRecord
+
+GRACE_SECONDS = 60.0
+"""How long a content without an id is left alone: an id for it may be on its way, here or on another replica."""
+UNFINISHED_SECONDS = 3600.0
+"""The same for files that are being written."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the store holds for ids whose lease runs."""
+
+    nbytes: int = 0
+    records: tuple[DocumentRecord, ...] = ()
+
+    def of_tenant(self, tenant: str) -> list[DocumentRecord]:
+        """A tenant's ids."""
+        return [record for record in self.records if record.identity.tenant == tenant]
+
+
+@dataclass
+class Housekeeping:
+    """Counts the store's bytes, promises some to documents to come, and clears away what is of no use.
+
+    `sweep` blocks; the rest doesn't. Any thread may call it.
+    """
+
+    store: DocumentStore
+    quota_bytes: int | None
+    """None: what the disk has room for."""
+    clock: Callable[[], float] = time.time
+    grace_seconds: float = GRACE_SECONDS
+    usage: Usage = Usage()
+    _promised: Counter[str] = field(default_factory=Counter)
+    _useless_since: dict[str, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def promise(self, content: str, nbytes: int) -> None:
+        """Sets bytes aside for a content that is to be written. Raises StoreFullError."""
+        with self._lock:
+            disk_bytes = self.store.blobs.free_bytes
+            promised = self._promised.total()
+            frees = [] if self.quota_bytes is None else [self.quota_bytes - self.usage.nbytes - promised]
+            frees += [] if disk_bytes is None else [disk_bytes - promised]
+            if frees and nbytes > min(frees):
+                raise StoreFullError(nbytes, max(min(frees), 0))
+            self._promised[content] = nbytes
+
+    def settle(self, content: str, *, written_bytes: int) -> None:
+        """What was promised is written, or won't be."""
+        with self._lock:
+            self._promised.pop(content, None)
+            self.usage = replace(self.usage, nbytes=self.usage.nbytes + written_bytes)
+
+    def sweep(self) -> None:
+        """Looks at everything: drops ids whose lease has ended, and contents that no id stands for any more.
+
+        Replicas may do so at the same time. Raises StoreUnavailableError.
+        """
+        now = self.clock()
+        blobs = self.store.blobs.list()
+        self.store.forget_records_but({blob.name for blob in blobs})
+        records = []
+        for record in self.store.read_records(blobs):
+            if record.expire_time <= now:
+                self.store.forget(record.identity.tenant, record.document_id)
+            else:
+                records.append(record)
+        useless = self._useless(blobs, {record.identity.digest: record.identity for record in records})
+        self._clear(useless, now)
+        nbytes = sum(blob.size for blob in blobs if f"/{CONTENTS}/" in blob.name and blob not in useless)
+        with self._lock:
+            self.usage = Usage(nbytes, tuple(records))
+
+    def _useless(self, blobs: Sequence[Blob], needed: Mapping[str, ContentIdentity]) -> set[Blob]:
+        """What is unfinished, of a content that no id stands for, or data in whose place there is other data."""
+        useless, data_of = set(), defaultdict(list)
+        for blob in blobs:
+            path = PurePosixPath(blob.name)
+            content = path.name.partition(".")[0]
+            if blob.name.endswith(UNFINISHED) or (path.parent.name == CONTENTS and content not in needed):
+                useless.add(blob)
+            elif path.suffix == ".safetensors":
+                data_of[content].append(blob)
+        for content, data in data_of.items():
+            if len(data) > 1:
+                with suppress(StoredDocumentDamagedError):
+                    manifest = self.store.find(needed[content])
+                    useless |= {blob for blob in data if manifest and not blob.name.endswith(f"/{manifest.data}")}
+        return useless
+
+    def _clear(self, useless: set[Blob], now: float) -> None:
+        """Deletes what has been of no use for a while, and remembers what is so for the first time."""
+        self._useless_since = {blob.name: self._useless_since.get(blob.name, now) for blob in useless}
+        for blob in useless:
+            patience = UNFINISHED_SECONDS if blob.name.endswith(UNFINISHED) else self.grace_seconds
+            if now - self._useless_since[blob.name] >= patience:
+                self.store.blobs.delete(blob.name)

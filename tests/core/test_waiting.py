@@ -1,0 +1,135 @@
+"""Whose turn it is among those that wait: any order of arrivals, cancellations and beginnings is fair to all owners."""
+
+import time
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reformer_core import SamplingParams
+from reformer_core.errors import DeadlineExceededError, QueueFullError
+from reformer_core.waiting import WaitingRequests, may_wait
+from tests.core.engines import Reader, check_idle, run, run_until, text_model, tiny_engine
+from tests.core.tiny import random_tokens
+
+
+def request(owner: str) -> Any:
+    return SimpleNamespace(sink=SimpleNamespace(owner=owner))
+
+
+def test_owners_take_turns() -> None:
+    waiting = WaitingRequests(10)
+    many, one = [request("many") for _ in range(5)], request("one")
+    for each in (*many, one):
+        waiting.add(each)
+    assert list(waiting) == [many[0], one, *many[1:]]
+    waiting.remove(many[0], begins=True)
+    assert list(waiting) == [one, *many[1:]]
+    late = request("late")
+    waiting.add(late)
+    waiting.remove(one, begins=True)
+    assert next(iter(waiting)) in (many[1], late)
+
+
+@given(st.lists(st.sampled_from("abc") | st.just("begin"), max_size=60))
+def test_nobody_begins_twice_before_another_that_waits(moves: list[str]) -> None:
+    waiting, begun = WaitingRequests(1000), Counter[str]()
+    since: dict[str, Counter[str]] = {}  # for each owner that waits: what others have begun meanwhile
+    for move in moves:
+        if move != "begin":
+            waiting.add(request(move))
+            since.setdefault(move, Counter())
+            continue
+        if not len(waiting):
+            continue
+        first = next(iter(waiting))
+        owner = first.sink.owner
+        waiting.remove(first, begins=True)
+        begun[owner] += 1
+        del since[owner]
+        if owner in waiting.counts:
+            since[owner] = Counter()
+        for others in since.values():
+            others[owner] += 1
+            assert max(others.values()) <= 2
+    assert sum(waiting.counts.values()) == len(waiting) == len(list(waiting))
+
+
+@given(st.lists(st.sampled_from("aaab"), max_size=40), st.integers(1, 8))
+def test_the_queue_is_bounded_and_nobody_can_fill_it_for_others(arrivals: list[str], limit: int) -> None:
+    waiting = WaitingRequests(limit)
+    for owner in arrivals:
+        counts = waiting.counts
+        if not may_wait(counts, owner, limit):
+            with pytest.raises(QueueFullError, match=str(limit)):
+                waiting.to_give_way(owner)
+            assert counts.get(owner, 0) >= max(counts.values()) - 1
+            continue
+        leaves = waiting.to_give_way(owner)
+        if leaves is not None:
+            assert counts[leaves.sink.owner] > counts.get(owner, 0) + 1
+            waiting.remove(leaves)
+        waiting.add(request(owner))
+        assert len(waiting) <= limit
+
+
+def test_an_owner_with_many_requests_gives_way_in_the_engine() -> None:
+    model = text_model()
+    engine = tiny_engine(model, max_running=1, max_waiting=3)
+    params = SamplingParams(max_tokens=5, temperature=0)
+    flood = [Reader(owner="many") for _ in range(4)]
+    requests = []
+    for number, reader in enumerate(flood):
+        requests.append(engine.submit_generate(None, random_tokens(model, 5), params, reader))
+        if number == 0:
+            engine.step()
+    with pytest.raises(QueueFullError):
+        engine.submit_generate(None, random_tokens(model, 5), params, Reader(owner="many"))
+    mine = Reader(owner="one")
+    request = engine.submit_generate(None, random_tokens(model, 5), params, mine)
+    assert isinstance(flood[-1].error, QueueFullError)
+    run_until(engine, lambda: request.phase != "waiting")
+    assert [each.phase for each in requests[2:]] == ["waiting", "done"]  # one of them came before
+    run(engine)
+    assert len(mine.ids) == 5
+    check_idle(engine)
+
+
+def test_work_that_would_be_too_late_isnt_begun() -> None:
+    """While others want the time; alone, it gets its chance."""
+    model = text_model()
+    engine = tiny_engine(model, max_running=2)
+    now = time.monotonic()
+    text = random_tokens(model, model.config.max_tokens)
+    run(engine, engine.submit_score(text, Reader()))
+    [speed] = engine._scheduler._pace._tokens_per_second.values()
+    busy = engine.submit_generate(None, text[:1], SamplingParams(max_tokens=400), Reader())
+    run_until(engine, lambda: busy.phase == "decode")
+    engine._scheduler._pace._tokens_per_second = dict.fromkeys(engine._scheduler._pace._tokens_per_second, speed / 1e6)
+    late, in_time, alone = Reader(), Reader(), Reader()
+    assert engine.submit_score(text, late, deadline=now + 60).phase == "waiting"
+    run_until(engine, lambda: late.over)
+    assert isinstance(late.error, DeadlineExceededError)
+    assert "it would take" in str(late.error)
+    assert late.kinds() == ["Failed"]
+    run(engine, engine.submit_score(text, in_time))
+    assert in_time.reason
+    engine.cancel(busy)
+    run(engine, engine.submit_score(text, alone, deadline=now + 60))
+    assert alone.reason
+    check_idle(engine)
+
+
+def test_delays_are_told_from_what_was_seen() -> None:
+    model = text_model()
+    engine = tiny_engine(model, max_running=1)
+    assert engine.load().retry_seconds == 1
+    pace = engine._scheduler._pace
+    for end in (10.0, 14.0, 18.0):
+        pace.ended(engine.submit_score(random_tokens(model, 5), Reader()), end, well=True)
+    assert len(engine._scheduler.waiting) == 3
+    assert engine.load().retry_seconds == pytest.approx(12)
+    run(engine)

@@ -1,0 +1,120 @@
+"""The store's bytes: counted, promised, and cleared of what nobody needs."""
+
+from collections.abc import Callable
+
+import pytest
+
+from reformer_server.errors import StoreFullError
+from reformer_server.store.blobs import UNFINISHED
+from reformer_server.store.document_store import DocumentStore
+from reformer_server.store.housekeeping import UNFINISHED_SECONDS, Housekeeping
+from tests.server.store.stored import identity, record, small_document, write
+
+
+class Clock:
+    now = 1500.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def housekeeping(store: DocumentStore, clock: Clock) -> Housekeeping:
+    return Housekeeping(store, 1_000_000, clock)
+
+
+def names(store: DocumentStore, condition: Callable[[str], bool] = lambda name: True) -> list[str]:
+    return [blob.name for blob in store.blobs.list() if condition(blob.name)]
+
+
+def test_what_an_id_stands_for_stays(store: DocumentStore, housekeeping: Housekeeping, clock: Clock) -> None:
+    write(store, identity(), small_document())
+    store.keep(record("a"))
+    store.keep(record("b", expire_time=5000.0))
+    before = set(names(store))
+    for _ in range(5):
+        housekeeping.sweep()
+        clock.now += 90
+    assert set(names(store)) == before
+    assert {found.document_id for found in housekeeping.usage.of_tenant("one")} == {"a", "b"}
+    assert housekeeping.usage.of_tenant("two") == []
+    clock.now = 2000.0  # the first lease ends
+    for _ in range(3):
+        housekeeping.sweep()
+        clock.now += 90
+    assert store.record("one", "a") is None
+    assert store.record("one", "b") is not None
+    assert store.find(identity()) is not None
+
+
+def test_a_content_without_an_id_goes_after_a_while(
+    store: DocumentStore, housekeeping: Housekeeping, clock: Clock
+) -> None:
+    """An id for it may be on its way, and then it stays."""
+    document = small_document()
+    write(store, identity(1), document)
+    write(store, identity(2), document)
+    housekeeping.sweep()
+    clock.now += housekeeping.grace_seconds / 2
+    store.keep(record("b", identity(2)))
+    housekeeping.sweep()
+    assert store.find(identity(1)) is not None
+    clock.now += housekeeping.grace_seconds
+    housekeeping.sweep()
+    assert store.find(identity(1)) is None
+    assert store.find(identity(2)) is not None
+    assert len(names(store)) == 3
+    assert housekeeping.usage.nbytes == sum(blob.size for blob in store.blobs.list() if "/contents/" in blob.name)
+
+
+def test_replaced_data_goes_too(store: DocumentStore, housekeeping: Housekeeping, clock: Clock) -> None:
+    write(store, identity(), small_document(scores=False))
+    manifest = write(store, identity(), small_document(scores=True))
+    store.keep(record("a"))
+    housekeeping.sweep()
+    clock.now += housekeeping.grace_seconds
+    housekeeping.sweep()
+    [data] = names(store, lambda name: name.endswith(".safetensors"))
+    assert data.endswith(manifest.data)
+
+
+def test_what_a_killed_process_left_goes_after_an_hour(
+    store: DocumentStore, housekeeping: Housekeeping, clock: Clock
+) -> None:
+    store.blobs.write(f"x/contents/y.{UNFINISHED}", b"half")
+    housekeeping.sweep()
+    clock.now += UNFINISHED_SECONDS - 1
+    housekeeping.sweep()
+    assert len(names(store)) == 1
+    clock.now += 1
+    housekeeping.sweep()
+    assert names(store) == []
+
+
+def test_no_more_is_promised_than_the_quota_holds(store: DocumentStore, housekeeping: Housekeeping) -> None:
+    housekeeping.promise("a", 600_000)
+    with pytest.raises(StoreFullError) as caught:
+        housekeeping.promise("b", 500_000)
+    assert (caught.value.needed_bytes, caught.value.free_bytes) == (500_000, 400_000)
+    housekeeping.settle("a", written_bytes=0)
+    housekeeping.promise("b", 500_000)
+    housekeeping.settle("b", written_bytes=500_000)
+    with pytest.raises(StoreFullError):
+        housekeeping.promise("c", 500_001)
+    housekeeping.sweep()  # nothing is really there
+    housekeeping.promise("c", 1_000_000)
+
+
+def test_a_full_disk_is_a_full_store(store: DocumentStore) -> None:
+    free_bytes = store.blobs.free_bytes
+    housekeeping = Housekeeping(store, None)
+    if free_bytes is None:
+        housekeeping.promise("a", 2**60)
+        return
+    with pytest.raises(StoreFullError):
+        housekeeping.promise("a", 2**60)
