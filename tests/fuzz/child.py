@@ -2,6 +2,7 @@
 
 import faulthandler
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -49,6 +50,7 @@ def _judge(name: str, cases: int, seed: int, folder: Path, by_coverage: bool) ->
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
     warnings.simplefilter("ignore")  # of readers, about damaged files
+    logging.disable()  # what is found is raised
     if by_coverage:
         guided.import_instrumented()
     from tests.fuzz.targets import TARGETS

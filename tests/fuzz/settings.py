@@ -2,12 +2,14 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hypothesis import strategies as st
 
+from reformer_server.credentials import token_hash
 from reformer_server.settings import ENVIRONMENT_PREFIX, KEYS, Settings, SettingsError
+from reformer_server.tenants_file import load_credentials
 from tests.fuzz.mutations import hostile_texts
 from tests.fuzz.target import Judge, Target, of_bytes
 
@@ -53,6 +55,35 @@ def _reading() -> Iterator[Judge[bytes]]:
 
 
 @contextmanager
+def _reading_tenants() -> Iterator[Judge[bytes]]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tenants.toml"
+
+        def judge(content: bytes) -> None:
+            file.write_bytes(content)
+            with suppress(SettingsError):
+                load_credentials(file)
+
+        yield judge
+
+
+def tenant_seeds() -> list[bytes]:
+    """A file with all that a tenant may have."""
+    text = f"""
+[tenants.acme]
+tokens = ["{token_hash("secret")}"]
+identities = ["cn:batch", "dns:a.example", "uri:spiffe://a/b"]
+documents = 3
+document-bytes = "8GiB"
+streams = 16
+tokens-per-minute = 2_000_000
+[tenants."b.c"]
+tokens = []
+"""
+    return [text.encode(), b"[tenants]\na = " + b"[" * 5000]
+
+
+@contextmanager
 def _merging() -> Iterator[Judge[dict[str, str]]]:
     yield lambda values: _load({ENVIRONMENT_PREFIX + key.upper().replace("-", "_"): v for key, v in values.items()})
 
@@ -78,6 +109,7 @@ FILES = of_bytes(
     seeds,
     _reading,
 )
+TENANTS = of_bytes("tenants-files", "files of tenants with bytes changed", 10_000, tenant_seeds, _reading_tenants)
 ENVIRONMENT = Target(
     "settings", "values of settings, as environment variables have them", 10_000, _environments, _merging
 )

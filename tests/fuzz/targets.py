@@ -2,7 +2,18 @@
 
 from typing import Any
 
-from tests.fuzz import checkpoints, pictures, rpc, sampling, settings, texts, tokenizer_files, uploads, validation
+from tests.fuzz import (
+    checkpoints,
+    pictures,
+    rpc,
+    sampling,
+    settings,
+    stored,
+    texts,
+    tokenizer_files,
+    uploads,
+    validation,
+)
 from tests.fuzz.target import Target
 
 TARGETS: tuple[Target[Any], ...] = (
@@ -24,6 +35,8 @@ TARGETS: tuple[Target[Any], ...] = (
     checkpoints.PICKLES,
     tokenizer_files.PIECES,
     tokenizer_files.SIZES,
+    stored.STORED,
     settings.FILES,
+    settings.TENANTS,
     settings.ENVIRONMENT,
 )
