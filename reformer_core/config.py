@@ -2,12 +2,23 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, get_args, get_origin
 
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "swish", "tanh", "sigmoid")
+
+# Far beyond any model. A config is read before its weights: what it claims must neither overflow nor fill the memory.
+MAX_WIDTH = 2**20
+MAX_COUNT = 2**31 - 1
+MAX_ROTATIONS = 2**28  # numbers of all layers, a gigabyte
+_WIDTHS = ("hidden_size", "feed_forward_size", "num_attention_heads", "attention_head_size")
+_FEW_ROTATIONS = (
+    f"so small that num_attention_heads × attention_head_size × num_hashes × num_buckets / 2 numbers "
+    f"a layer are at most {MAX_ROTATIONS:,} in all"
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,8 @@ class ReformerConfig:
         for field in dataclasses.fields(self):
             type_name = field.type.__name__ if isinstance(field.type, type) else str(field.type)
             require(field.name, _is_a(getattr(self, field.name), field.type), f"of type {type_name}")
+            if field.type is float:  # JSON's 1 is an int, and any size of one
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
         for name in (
             "hidden_size",
             "feed_forward_size",
@@ -86,26 +99,37 @@ class ReformerConfig:
             "num_hashes",
             "max_position_embeddings",
         ):
-            require(name, getattr(self, name) >= 1, "1 or more")
+            most = MAX_WIDTH if name in _WIDTHS else MAX_COUNT
+            require(name, 1 <= getattr(self, name) <= most, f"1 or more, and at most {most:,}")
         require("attn_layers", len(self.attn_layers) >= 1, "one kind a layer")
         require("attn_layers", set(self.attn_layers) <= {"local", "lsh"}, 'made of "local" and "lsh"')
         require("hidden_act", self.hidden_act in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
-        require("local_num_chunks_before", self.local_num_chunks_before >= 0, "0 or more")
-        require("lsh_num_chunks_before", self.lsh_num_chunks_before >= 0, "0 or more")
+        for name in ("local_num_chunks_before", "lsh_num_chunks_before"):
+            require(name, 0 <= getattr(self, name) <= MAX_COUNT, f"0 or more, and at most {MAX_COUNT:,}")
         require("local_num_chunks_after", self.local_num_chunks_after == 0, "0, for the model is causal")
         require("lsh_num_chunks_after", self.lsh_num_chunks_after == 0, "0, for the model is causal")
         require("is_decoder", self.is_decoder is True, "true: only causal models can be served")
         if self.num_buckets is not None:
             even = all(factor >= 2 and factor % 2 == 0 for factor in self.bucket_factors)
             require("num_buckets", len(self.bucket_factors) >= 1 and even, "an even number, or a list of even factors")
+            require("num_buckets", self.total_buckets <= MAX_COUNT, f"at most {MAX_COUNT:,}")
+        rotations = (
+            self.num_attention_heads * self.attention_head_size * self.num_hashes * sum(self.bucket_factors) // 2
+        )
+        require("num_hashes", rotations * len(self.attn_layers) <= MAX_ROTATIONS, _FEW_ROTATIONS)
         if self.hash_seed is not None:
             require("hash_seed", -(2**63) <= self.hash_seed < 2**64, "between -2**63 and 2**64 - 1")
         if self.axial_pos_embds:
             require("axial_pos_shape", len(self.axial_pos_shape) >= 1 and min(self.axial_pos_shape) >= 1, "all >= 1")
             same_axes = len(self.axial_pos_embds_dim) == len(self.axial_pos_shape)
             require("axial_pos_embds_dim", same_axes, f"as long as axial_pos_shape, {self.axial_pos_shape}")
+            require("axial_pos_shape", self.max_tokens <= MAX_COUNT, f"of a product of at most {MAX_COUNT:,}")
+            positive = all(width >= 1 for width in self.axial_pos_embds_dim)
+            require("axial_pos_embds_dim", positive, "all >= 1")
             total = sum(self.axial_pos_embds_dim)
             require("axial_pos_embds_dim", total == self.hidden_size, f"of sum {self.hidden_size}, the hidden_size")
+        for name in ("layer_norm_eps", "initializer_range", "axial_norm_std"):
+            require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("hidden_dropout_prob", "lsh_attention_probs_dropout_prob", "local_attention_probs_dropout_prob"):
             require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
 
@@ -200,5 +224,6 @@ def _is_a(value: object, annotation: Any) -> bool:
     if get_origin(annotation) is tuple:
         return isinstance(value, tuple) and all(_is_a(item, get_args(annotation)[0]) for item in value)
     if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        largest = sys.float_info.max  # compared so, for isfinite can't take every int
+        return isinstance(value, int | float) and not isinstance(value, bool) and -largest <= value <= largest
     return isinstance(value, annotation) and (annotation is bool or not isinstance(value, bool))

@@ -49,7 +49,7 @@ class BatchSampling:
         return cls(
             temperature=numbers([p.temperature for p in params]),
             repetition_penalty=numbers([max(p.repetition_penalty, smallest) for p in params]),
-            top_k=torch.tensor([p.top_k for p in params], dtype=torch.int64, device=device),
+            top_k=torch.tensor([min(p.top_k, 2**31) for p in params], dtype=torch.int64, device=device),
             top_p=numbers([p.top_p for p in params]),
             min_p=numbers([p.min_p for p in params]),
             seed=torch.tensor([_signed(p.seed) for p in params], dtype=torch.int64, device=device),

@@ -7,6 +7,7 @@ from reformer_core.errors import InvalidParameterError
 
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_TEXTS = 16
+MAX_STOP_CHARACTERS = 4096  # each; to be looked for, a stop text is read by the thread that everybody waits for
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class SamplingParams:
     max_tokens: int = 256
     """Tokens to generate at most; 1 and more."""
     stop: tuple[str, ...] = ()
-    """Texts that end the generation; not part of the output."""
+    """Texts that end the generation; not part of the output. At most 16, of 1 to 4,096 characters."""
     stop_ids: tuple[int, ...] = ()
     """Ids that end the generation, besides the model's end-of-sequence id; their text is not part of the output."""
     top_logprobs: int = 0
@@ -57,5 +58,9 @@ class SamplingParams:
         require("max_tokens", self.max_tokens >= 1, "1 or more")
         require("stop", len(self.stop) <= MAX_STOP_TEXTS, f"at most {MAX_STOP_TEXTS} texts")
         require("stop", all(self.stop), "free of empty texts")
+        for text in self.stop:
+            if len(text) > MAX_STOP_CHARACTERS:
+                allowed = f"must be made of texts of at most {MAX_STOP_CHARACTERS:,} characters"
+                raise InvalidParameterError("stop", f"{allowed}, but one has {len(text):,}")
         require("stop_ids", all(0 <= id < 2**31 for id in self.stop_ids), "made of token ids")
         require("top_logprobs", 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS, f"between 0 and {MAX_TOP_LOGPROBS}")

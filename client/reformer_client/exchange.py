@@ -72,18 +72,24 @@ class _ServerStatus:
         call.add_done_callback(self._note)
 
     async def error(self, seen: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
-        """The real error in place of the one that was seen; UNAVAILABLE if none comes: then the connection is gone."""
+        """The real error in place of the one that was seen; UNAVAILABLE if none comes: then the connection is gone.
+
+        Or the server has answered without reading all, and the answer is lost.
+        """
         if seen.details() != _FAILED_WRITE:
             return seen
         try:
-            return await asyncio.wait_for(self._error, _STATUS_SECONDS)
+            real = await asyncio.wait_for(self._error, _STATUS_SECONDS)
         except TimeoutError:
-            return grpc.aio.AioRpcError(
-                grpc.StatusCode.UNAVAILABLE,
-                seen.initial_metadata(),
-                seen.trailing_metadata(),
-                "the connection broke while the request was being sent",
-            )
+            real = None
+        if real is not None and real.code() != grpc.StatusCode.OK:
+            return real
+        return grpc.aio.AioRpcError(
+            grpc.StatusCode.UNAVAILABLE,
+            seen.initial_metadata(),
+            seen.trailing_metadata(),
+            "the connection broke while the request was being sent",
+        )
 
     def _note(self, call: StreamStreamCall[Any, Any]) -> None:
         if self._error.done() or _at_once(call.details()) == _FAILED_WRITE:

@@ -101,7 +101,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     config = directory / "config.json"
     try:
         vocab_size = json.loads(config.read_bytes())["vocab_size"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{directory} has no {MODEL_FILE}, and no vocab_size in {config.name}: {error}"
         ) from error

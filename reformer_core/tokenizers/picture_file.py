@@ -12,6 +12,9 @@ from reformer_core.errors import InvalidTextError
 
 SIGNATURES = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff"}  # as Pillow calls them; no other decoder is tried
 MAX_PIXELS = 1 << 24  # of a picture that will be resized: some 100 MB while it is decoded
+REPEATED = {"PNG": (b"iCCP", 8, "colour profiles"), "JPEG": (b"\xff\xda", 32, "scans")}
+"""What costs its sender some bytes and its reader a decompression, or a pass over all pixels; how many are allowed, and
+what they are called. A PNG has one profile, a JPEG up to 12 scans; chance bytes and previews look like more."""
 
 Size = tuple[int, int]
 """Width and height, as Pillow has it."""
@@ -33,6 +36,10 @@ def read_picture(content: bytes, size: Size, *, resize: bool) -> tuple[Image.Ima
     kind = next((kind for kind, signature in SIGNATURES.items() if content.startswith(signature)), None)
     if kind is None:
         raise InvalidTextError("this model reads pictures, and these bytes are neither a PNG nor a JPEG file")
+    marker, most, what = REPEATED[kind]
+    count = content.count(marker)
+    if count > most:
+        raise InvalidTextError(f"the {kind} has {count:,} {what}, but at most {most} are decoded")
     try:
         image = Image.open(io.BytesIO(content), formats=[kind])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

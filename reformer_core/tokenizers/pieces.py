@@ -36,10 +36,13 @@ class SentencePieceTokenizer:
         try:
             self._processor.LoadFromSerializedProto(model)
             self.vocab_size: int = self._processor.vocab_size()
-        except RuntimeError as error:
+            self._token_bytes = [self._bytes_of(token_id) for token_id in range(self.vocab_size)]
+            self._dummy_prefix = self._drops_first_space()
+        except (
+            RuntimeError,
+            ValueError,
+        ) as error:  # ValueError: pieces that are no UTF-8, or byte pieces without a byte
             raise CheckpointError(f"not a SentencePiece model: {error}") from error
-        self._token_bytes = [self._bytes_of(token_id) for token_id in range(self.vocab_size)]
-        self._dummy_prefix = self._drops_first_space()
         byte_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         has_bytes = all(map(self._processor.is_byte, byte_ids))
         self._space_symbol_ids = byte_ids if has_bytes and not self._dummy_prefix else None

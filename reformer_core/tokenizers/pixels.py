@@ -60,7 +60,7 @@ class PixelTokenizer:
             if type(height) is not int or type(width) is not int:
                 raise TypeError(f"height is {height!r}, width is {width!r}")
             return cls(height, width)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path} has to hold a picture's height and width in pixels: {error!r}") from error
 
     @property

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from google.protobuf.message import DecodeError
+
+from reformer_server.errors import InvalidFieldError
 
 REQUEST_ID_METADATA = "x-request-id"
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -67,12 +70,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _around_unary(self, method: str, handler: "Handler") -> "Handler":
         behave: Any = handler.unary_unary
 
-        async def unary(request: Any, context: Context) -> Any:
+        async def unary(request: bytes, context: Context) -> Any:
             async with AsyncExitStack() as stack:
                 await self._enter(stack, method, False, context)
-                return await behave(request, context)
+                return await behave(_parsed(request, handler), context)
 
-        return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(unary, None, handler.response_serializer)
 
     def _around_stream(self, method: str, handler: "Handler") -> "Handler":
         behave: Any = handler.stream_stream if handler.request_streaming else handler.unary_stream
@@ -80,22 +83,44 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def stream(request: Any, context: Context) -> None:
             async with AsyncExitStack() as stack:
                 await self._enter(stack, method, True, context)
+                parsed = _ParsedRequests(request, handler) if handler.request_streaming else _parsed(request, handler)
                 responses: AsyncIterator[Any]
-                async with aclosing(behave(request, context)) as responses:
+                async with aclosing(behave(parsed, context)) as responses:
                     async for response in responses:
                         await _write(context, response)
 
         if handler.request_streaming:
-            return grpc.stream_stream_rpc_method_handler(
-                stream, handler.request_deserializer, handler.response_serializer
-            )
-        return grpc.unary_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
+            return grpc.stream_stream_rpc_method_handler(stream, None, handler.response_serializer)
+        return grpc.unary_stream_rpc_method_handler(stream, None, handler.response_serializer)
 
     async def _enter(self, stack: AsyncExitStack, method: str, streaming: bool, context: Context) -> None:
         call = Call(method, streaming, context, _request_id(context))
         context.set_trailing_metadata(call.trailing_metadata)
         for around in self._chain:
             await stack.enter_async_context(around(call))
+
+
+class _ParsedRequests:
+    """What the client streams, as messages."""
+
+    def __init__(self, requests: AsyncIterator[bytes], handler: "Handler") -> None:
+        self._requests = requests
+        self._handler = handler
+
+    def __aiter__(self) -> "_ParsedRequests":
+        return self
+
+    async def __anext__(self) -> Any:
+        return _parsed(await anext(self._requests), self._handler)
+
+
+def _parsed(request: bytes, handler: "Handler") -> Any:
+    """The message. It is parsed here, within the chain: what gRPC can't parse it would call UNKNOWN, a bug of ours."""
+    parse: Any = handler.request_deserializer
+    try:
+        return parse(request)
+    except DecodeError as error:
+        raise InvalidFieldError("request", str(error)) from error
 
 
 async def _write(context: Context, response: Any) -> None:

@@ -17,7 +17,9 @@ from reformer_server import errors as server
 
 ERROR_DOMAIN = "reformer"
 RETRY_SECONDS = 1
-MAX_MESSAGE_CHARACTERS = 1000  # details travel in trailing metadata, of which gRPC takes 8 KiB
+# Of UTF-8. gRPC takes 8 KiB of trailing metadata: the message is there three times, percent-encoded (which triples what
+# isn't ASCII) and, with the details, in base64.
+MAX_TEXT_BYTES = 1000
 INTERNAL_MESSAGE = "internal error; the server's log has more under request id {request_id}"
 
 Details = Callable[[Any], list[Message]]
@@ -180,4 +182,5 @@ def _status(code: StatusCode, message: str, details: list[Message]) -> status_pb
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= MAX_MESSAGE_CHARACTERS else text[: MAX_MESSAGE_CHARACTERS - 1] + "…"
+    encoded = text.encode()
+    return text if len(encoded) <= MAX_TEXT_BYTES else encoded[: MAX_TEXT_BYTES - 3].decode(errors="ignore") + "…"

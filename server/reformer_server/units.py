@@ -3,6 +3,9 @@
 import math
 import re
 
+MAX_BYTES = 2**63
+MAX_SECONDS = 36_525 * 86_400.0  # clocks and the contract's timestamps take more, but not everything
+
 _BYTES = {"": 1, "b": 1} | {
     prefix + suffix: base**power
     for power, prefix in enumerate("kmgt", start=1)
@@ -17,8 +20,9 @@ _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", re.IGNORECASE)
 def parse_size(text: str) -> int:
     """Bytes of `text`: `12GiB`, `16Gi`, `512M` (binary), `2GB` (decimal) or a plain number. Raises ValueError."""
     match = _SIZE.fullmatch(text.strip())
-    size = float(match[1]) * _BYTES.get(match[2].lower(), math.nan) if match else math.nan
-    if not math.isfinite(size):
+    factor = _BYTES.get(match[2].lower()) if match else None
+    size = float(match[1]) * factor if match and factor else math.nan
+    if not size < MAX_BYTES:
         raise ValueError(f"{text!r} is no size; write bytes or a unit, e.g. 12GiB or 512MiB")
     return int(size)
 
@@ -33,14 +37,14 @@ def parse_yes_or_no(text: str) -> bool:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of `text`: `1h`, `1h30m`, `90s`, `500ms`, `7d` or a plain number. Raises ValueError."""
+    """Seconds of `text`: `1h`, `1h30m`, `90s`, `500ms`, `7d` or a plain number, up to a century. Raises ValueError."""
     text = text.strip()
     try:
         seconds = float(text) if re.fullmatch(r"[\d.]+", text) else _sum_of_parts(text)
     except ValueError:
-        seconds = math.nan
-    if not math.isfinite(seconds):
-        raise ValueError(f"{text!r} is no duration; write seconds or units, e.g. 90s, 30m or 1h30m")
+        raise ValueError(f"{text!r} is no duration; write seconds or units, e.g. 90s, 30m or 1h30m") from None
+    if seconds > MAX_SECONDS:
+        raise ValueError(f"{text!r} is more than a century, {MAX_SECONDS:,.0f} seconds; write less")
     return seconds
 
 

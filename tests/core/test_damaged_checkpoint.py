@@ -60,6 +60,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no config": (lambda d: (d / "config.json").unlink(), r"config\.json is missing; expected a model directory"),
     "config no JSON": (write("config.json", b"{"), r"config\.json can't be read as JSON: "),
     "config no UTF-8": (write("config.json", b"\xff\xfe{}"), r"config\.json can't be read as JSON: "),
+    "config too deep": (write("config.json", b"[" * 5000), r"config\.json can't be read as JSON: "),
     "config no object": (write("config.json", b"[1]"), r"config\.json holds a JSON list; expected an object"),
     "other model": (edit_config(model_type="bert"), r'config\.json: model_type is \'bert\', but must be "reformer"'),
     "no model type": (edit_config(model_type=...), r'config\.json: model_type is None, but must be "reformer"'),
@@ -96,6 +97,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "garbage": (write("model.safetensors", b"garbage" * 99), r"model\.safetensors is no complete safetensors file: "),
     "empty": (write("model.safetensors", b""), r"model\.safetensors is no complete safetensors file: "),
     "pickle garbage": (only_pickle(lambda p: p.write_bytes(b"x" * 99) and None), r"pytorch_model\.bin is damaged"),
+    "pickle with half a text": (
+        only_pickle(
+            lambda p: (
+                p.write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}q\x00(X") and None
+            )
+        ),
+        r"pytorch_model\.bin is damaged",
+    ),
     "pickle empty": (only_pickle(lambda p: p.write_bytes(b"") and None), r"pytorch_model\.bin is damaged"),
     "pickle truncated": (only_pickle(truncated_pickle), r"pytorch_model\.bin is damaged"),
     "pickle of a list": (

@@ -192,7 +192,7 @@ def test_extremes_leave_the_most_likely_token(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"top_k": 4}, {"top_k": 10**9}, {"top_p": 1.0}, {"min_p": 0.0}, {"temperature": 1e30}]
+    "values", [{"top_k": 4}, {"top_k": 10**9}, {"top_k": 2**64}, {"top_p": 1.0}, {"min_p": 0.0}, {"temperature": 1e30}]
 )
 def test_extremes_leave_every_token(values: dict[str, Any]) -> None:
     logits = torch.tensor([[0.0, 0.2, 0.1, -0.1]])

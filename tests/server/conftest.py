@@ -14,7 +14,7 @@ import trustme
 
 from reformer.v1 import document_pb2_grpc, inference_pb2_grpc, model_pb2_grpc
 from reformer_core import ReformerConfig, ReformerModel
-from reformer_core.tokenizers import ByteTokenizer
+from reformer_core.tokenizers import ByteTokenizer, Tokenizer
 from reformer_server import ServedModel, Server, Settings
 from tests.server.fake_engine import FakeEngine
 
@@ -62,15 +62,14 @@ def metrics_port_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.01,))
 
 
-@pytest.fixture(scope="session")
-def served_model() -> ServedModel:
+def tiny_served_model(tokenizer: Tokenizer) -> ServedModel:
     config = ReformerConfig(
         attn_layers=("local", "lsh"),
         hidden_size=16,
         feed_forward_size=16,
         num_attention_heads=2,
         attention_head_size=8,
-        vocab_size=ByteTokenizer.vocab_size,
+        vocab_size=tokenizer.vocab_size,
         eos_token_id=None,
         local_attn_chunk_length=8,
         lsh_attn_chunk_length=8,
@@ -82,7 +81,12 @@ def served_model() -> ServedModel:
     torch_state = torch.get_rng_state()
     model = ReformerModel(config).eval()
     torch.set_rng_state(torch_state)
-    return ServedModel("tiny", model, ByteTokenizer())
+    return ServedModel("tiny", model, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def served_model() -> ServedModel:
+    return tiny_served_model(ByteTokenizer())
 
 
 @asynccontextmanager

@@ -26,12 +26,19 @@ def test_durations(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "GiB", "12 parsecs", "-1", "1.2.3", "1hour", "nan", "1h x", "9" * 400, "9" * 400 + "m"]
+    "text", ["", "GiB", "12 parsecs", "-1", "1.2.3", "1hour", "nan", "1h x", "1e5", "9" * 400, "9" * 400 + "m"]
 )
 def test_nonsense(text: str) -> None:
     for parse in (parse_size, parse_duration):
         with pytest.raises(ValueError, match="write"):
             parse(text)
+
+
+def test_numbers_that_nobody_means() -> None:
+    with pytest.raises(ValueError, match="is no size"):
+        parse_size("8388608TiB")
+    with pytest.raises(ValueError, match=r"more than a century, 3,155,760,000 seconds"):
+        parse_duration("36526d")
 
 
 def test_answers() -> None:

@@ -1,7 +1,9 @@
 """The error table: complete, and what a client reads of it."""
 
+import base64
 import inspect
 from types import ModuleType
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -110,6 +112,10 @@ def test_subclasses_have_their_base_class_row() -> None:
     assert row_of(ValueError()) is None
 
 
-def test_long_messages_fit_into_trailing_metadata() -> None:
-    error = server.InvalidFieldError("field", "x" * 100_000)
-    assert len(to_status(error, "r1").SerializeToString()) < 4096
+@pytest.mark.parametrize("character", ["x", "é", "漢", "😀"])
+def test_long_messages_fit_into_trailing_metadata(character: str) -> None:
+    """8 KiB of it: the message percent-encoded and, within the details, in base64."""
+    error = server.InvalidFieldError("field", character * 100_000)
+    status = to_status(error, "r1")
+    assert len(quote(status.message)) + len(base64.b64encode(status.SerializeToString())) < 7 << 10
+    assert status.message.endswith(character + "…")

@@ -1,13 +1,15 @@
 """What tests say to CreateDocument, in few words."""
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from reformer.v1 import document_pb2 as pb
+from reformer_client.exchange import exchange
 from tests.server.conftest import Running
 
 TEXT = pb.CONTENT_TYPE_TEXT
@@ -39,12 +41,13 @@ async def create(
 ) -> list[pb.CreateDocumentResponse]:
     """Sends the requests, half-closes, and returns all responses."""
 
-    async def send() -> AsyncIterator[pb.CreateDocumentRequest]:
+    async def send() -> AsyncGenerator[pb.CreateDocumentRequest]:
         for request in requests:
             yield request
 
-    call = running.documents.CreateDocument(send(), timeout=timeout, metadata=tuple(metadata))
-    return [response async for response in call]
+    call = running.documents.CreateDocument(timeout=timeout, metadata=tuple(metadata))
+    async with aclosing(exchange(call, send())) as responses:  # which knows the server's status, whatever is still sent
+        return [response async for response in responses]
 
 
 async def rest(call: Any) -> list[pb.CreateDocumentResponse]:

@@ -115,8 +115,8 @@ class SamplingParams(_message.Message):
     """With each token, return this many of the most likely tokens. 0 to 20. Default: 0."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Generation ends before the first of these texts; it is not part of the output. At most 16, none
-        of them empty.
+        """Generation ends before the first of these texts; it is not part of the output. At most 16, each
+        of 1 to 4,096 characters.
         """
 
     @_builtins.property

@@ -179,10 +179,24 @@ class TestLoading:
         with pytest.raises(CheckpointError, match="there is no such directory"):
             load_tokenizer(tmp_path / "none")
 
-    @pytest.mark.parametrize("content", [b"", b"not a model"])
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"not a model",
+            b"\n\x0e\n\x05\x80pad>\x15\0\0\0\0\x18\3\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\2",  # a piece that is no UTF-8
+            b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\2\n\x0c\n\3abc\x15\0\0\0\0\x18\6",  # a byte piece without a byte
+        ],
+    )
     def test_a_damaged_file_is_an_error_that_names_it(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "spiece.model").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"spiece\.model"):
+            load_tokenizer(tmp_path)
+
+    @pytest.mark.parametrize("name", ["config.json", "pixels.json"])
+    def test_json_that_is_too_deep_is_damaged(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).write_bytes(b"[" * 5000)
+        with pytest.raises(CheckpointError, match=name):
             load_tokenizer(tmp_path)
 
     def test_transformers_reads_the_same_ids(self, lossless: SentencePieceTokenizer, tmp_path: Path) -> None:
