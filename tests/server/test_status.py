@@ -22,7 +22,10 @@ def errors_of(module: ModuleType) -> set[type[Exception]]:
 
 
 def test_table_is_complete() -> None:
-    assert set(TABLE) == (errors_of(core) | errors_of(server) | {torch.OutOfMemoryError}) - BASES - AT_START_ONLY
+    assert (
+        set(TABLE)
+        == (errors_of(core) | errors_of(server) | {MemoryError, torch.OutOfMemoryError}) - BASES - AT_START_ONLY
+    )
 
 
 EXAMPLES = {
@@ -48,6 +51,7 @@ EXAMPLES = {
     core.QueueFullError(9): "RESOURCE_EXHAUSTED",
     core.CancelledError(): "CANCELLED",
     core.DeadlineExceededError(): "DEADLINE_EXCEEDED",
+    MemoryError(): "RESOURCE_EXHAUSTED",
     torch.OutOfMemoryError("device"): "RESOURCE_EXHAUSTED",
 }
 
@@ -80,6 +84,12 @@ def test_examples_are_complete() -> None:
 def test_no_retry_for_what_never_fits() -> None:
     status = to_status(core.OutOfMemoryError(5, 4, fits_when_idle=False), "r1")
     assert not any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in status.details)
+
+
+def test_torchs_lack_of_memory_on_a_cpu() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert row_of(caught.value) == TABLE[MemoryError]
 
 
 def test_a_bug_shows_nothing_but_the_request_id() -> None:
