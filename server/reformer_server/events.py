@@ -48,6 +48,8 @@ class EventStream:
 
     def emit(self, event: Event) -> None:
         """Takes one event of the engine."""
+        if isinstance(event, Finished | Failed):
+            self.request = None  # it has us as its sink: with all its tensors it would stay until a garbage collection
         if not isinstance(event, Progress):
             self._emitted += 1
         self._thread.hand_over(partial(self._deliver, event))

@@ -111,6 +111,7 @@ TABLE: Mapping[type[Exception], Row] = {
         ("needed_bytes", "free_bytes", "fits_when_idle"),
         _quota("memory", retry=lambda error: bool(error.fits_when_idle)),
     ),
+    MemoryError: Row(StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", (), _quota("the server's memory")),
     torch.OutOfMemoryError: Row(StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", (), _quota("device memory")),
     core.QueueFullError: Row(StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", ("waiting",), _quota("waiting requests")),
     server.UploadMemoryError: Row(
@@ -154,6 +155,8 @@ TABLE: Mapping[type[Exception], Row] = {
 
 def row_of(error: Exception) -> Row | None:
     """The table's row for `error`'s class or its nearest base; None: a bug."""
+    if core.lacks_memory(error):  # on a CPU, torch has no class for it
+        return TABLE.get(type(error), TABLE[MemoryError])
     return next((TABLE[cls] for cls in type(error).__mro__ if cls in TABLE), None)
 
 

@@ -30,12 +30,12 @@ TIMES = {
     "connections half open": Times(1, 10),
     "SIGKILL while storing or restoring": Times(1, 200),
     "SIGTERM under load": Times(1, 20),
-    "engine dies": Times(1, 10),
-    "streams cancelled": Times(300, 10_000),
+    "engine dies": Times(1, 5),
+    "streams cancelled": Times(200, 10_000),
     "readers that stall": Times(10, 100),
-    "allocations that fail in the engine": Times(60, 3000),
-    "allocations that fail in the server": Times(1, 20),
-    "connections corrupted": Times(15, 1000),
+    "allocations that fail in the engine": Times(20, 1000),
+    "allocations that fail in the server": Times(1, 10),
+    "connections corrupted": Times(15, 500),
 }
 """All faults, by the name that the record has for them."""
 
@@ -60,7 +60,6 @@ class Campaign:
         """
         if self.full:
             self._note(fault, bars, self.times(fault) if count is None else count)
-        print(bars)
         missed = [bar for bar in bars if not bar.met]
         assert not missed, missed
 

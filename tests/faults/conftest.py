@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.serving import ServerProcess, serving
+from tests.core.conftest import many_slices, small_tails
 from tests.e2e.conftest import model_directory
 from tests.faults.campaign import Campaign
 
-__all__ = ["model_directory"]  # a fixture: the tiny model that these servers have, too
+__all__ = ["many_slices", "model_directory", "small_tails"]  # fixtures, needed here too
 
 Start = Callable[..., ServerProcess]
 

@@ -1,7 +1,10 @@
 """The server on the real engine: what the fake one can't vouch for."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -10,7 +13,7 @@ from google.rpc import error_details_pb2
 
 from reformer.v1 import document_pb2
 from reformer.v1 import inference_pb2 as pb
-from reformer_core import Engine, MemoryPlan
+from reformer_core import Engine, MemoryPlan, Request
 from reformer_core.requests import PrefillRequest
 from reformer_server import ServedModel
 from tests.server.conftest import Running, running_server
@@ -134,6 +137,36 @@ async def test_the_device_has_no_memory_left(real: Running, monkeypatch: pytest.
     await read_and_continue("b", TEXT[::-1])
     for id in ("a", "b"):
         await delete(real, id)
+
+
+async def test_a_request_that_is_over_waits_for_no_garbage_collection(
+    real: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds tensors as long as its text, and collections are rare in a process with many objects."""
+    requests: list[weakref.ref[Request]] = []
+    submit = Engine.submit_score
+
+    def noted(*args: Any, **kwargs: Any) -> Request:
+        request = submit(*args, **kwargs)
+        requests.append(weakref.ref(request))
+        return request
+
+    async def sent() -> AsyncIterator[pb.ScoreRequest]:
+        yield pb.ScoreRequest(header=pb.ScoreHeader(content_type=document_pb2.CONTENT_TYPE_TEXT))
+        yield pb.ScoreRequest(chunk=document_pb2.ContentChunk(data=TEXT))
+
+    monkeypatch.setattr(Engine, "submit_score", noted)
+    gc.collect()
+    gc.disable()
+    try:
+        finished, left = real.inference.Score(sent()), real.inference.Score(sent())
+        await left.read()
+        left.cancel()
+        async for _ in finished:
+            pass
+        await real.until(lambda: len(requests) == 2 and not any(request() for request in requests))
+    finally:
+        gc.enable()
 
 
 async def test_queue_is_bounded(served_model: ServedModel) -> None:

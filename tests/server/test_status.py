@@ -24,7 +24,10 @@ def errors_of(module: ModuleType) -> set[type[Exception]]:
 
 
 def test_table_is_complete() -> None:
-    assert set(TABLE) == (errors_of(core) | errors_of(server) | {torch.OutOfMemoryError}) - BASES - AT_START_ONLY
+    assert (
+        set(TABLE)
+        == (errors_of(core) | errors_of(server) | {MemoryError, torch.OutOfMemoryError}) - BASES - AT_START_ONLY
+    )
 
 
 EXAMPLES = {
@@ -54,6 +57,7 @@ EXAMPLES = {
     core.QueueFullError(9): "RESOURCE_EXHAUSTED",
     core.CancelledError(): "CANCELLED",
     core.DeadlineExceededError(): "DEADLINE_EXCEEDED",
+    MemoryError(): "RESOURCE_EXHAUSTED",
     torch.OutOfMemoryError("device"): "RESOURCE_EXHAUSTED",
 }
 
@@ -95,6 +99,12 @@ def test_the_delay_is_the_errors_own_and_never_too_short(seconds: float, millise
     [packed] = [detail for detail in status.details if detail.Is(info.DESCRIPTOR)]
     packed.Unpack(info)
     assert info.retry_delay.ToMilliseconds() == milliseconds
+
+
+def test_torchs_lack_of_memory_on_a_cpu() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert row_of(caught.value) == TABLE[MemoryError]
 
 
 def test_a_bug_shows_nothing_but_the_request_id() -> None:
