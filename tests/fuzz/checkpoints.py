@@ -42,7 +42,20 @@ NUMBERS = (
     float("nan"),
     float("inf"),
 )
-VALUES = (*NUMBERS, None, True, False, [], {}, [1], [[1]], [2**40, 2**40], ["lsh"], ["lsh", 1], *HOSTILE_TEXTS[:20])
+VALUES: tuple[Any, ...] = (
+    *NUMBERS,
+    None,
+    True,
+    False,
+    [],
+    {},
+    [1],
+    [[1]],
+    [2**40, 2**40],
+    ["lsh"],
+    ["lsh", 1],
+    *HOSTILE_TEXTS[:20],
+)
 
 
 @contextmanager
@@ -83,6 +96,17 @@ def refused_or_loaded(load: Callable[[], object]) -> None:
         load()
     except CheckpointError as error:
         assert str(error), "the error says nothing"  # noqa: PT017 -- either is right
+
+
+@contextmanager
+def _reading_weights(name: str) -> Iterator[Judge[bytes]]:
+    with tempfile.TemporaryDirectory() as folder:
+
+        def judge(content: bytes) -> None:
+            (Path(folder) / name).write_bytes(content)
+            refused_or_loaded(lambda: list(read_weights(Path(folder))))
+
+        yield judge
 
 
 # -- config.json
@@ -164,17 +188,6 @@ SAFETENSORS_FILES = of_bytes(
     _small_safetensors,
     lambda: _reading_weights("model.safetensors"),
 )
-
-
-@contextmanager
-def _reading_weights(name: str) -> Iterator[Judge[bytes]]:
-    with tempfile.TemporaryDirectory() as folder:
-
-        def judge(content: bytes) -> None:
-            (Path(folder) / name).write_bytes(content)
-            refused_or_loaded(lambda: list(read_weights(Path(folder))))
-
-        yield judge
 
 
 # -- pytorch_model.bin
