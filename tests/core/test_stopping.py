@@ -100,6 +100,14 @@ def test_without_a_tokenizer_there_are_only_ids() -> None:
         OutputText(None, SamplingParams(stop=("x",)), None)
 
 
+@pytest.mark.parametrize("stop", [("a",) * 17, ("",), ("a" * 4097,)])
+def test_stop_texts_that_are_refused(stop: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidParameterError, match=r"^stop: must be") as caught:
+        SamplingParams(stop=stop)
+    assert len(str(caught.value)) < 200
+    assert SamplingParams(stop=("a" * 4096,) * 16)
+
+
 def naive_stop(text: str, stop: list[str]) -> tuple[str, bool]:
     """By trying every end."""
     for end in range(1, len(text) + 1):

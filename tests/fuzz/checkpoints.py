@@ -1,9 +1,6 @@
-"""Checkpoints from strangers: config.json, safetensors, pickles. Loaded, or refused with CheckpointError."""
+"""Checkpoints from strangers: config.json and safetensors. Loaded, or refused with CheckpointError."""
 
-import io
 import json
-import os
-import pickle
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from hypothesis import strategies as st
 
 from reformer_core import load_model, save_model
@@ -42,7 +38,20 @@ NUMBERS = (
     float("nan"),
     float("inf"),
 )
-VALUES = (*NUMBERS, None, True, False, [], {}, [1], [[1]], [2**40, 2**40], ["lsh"], ["lsh", 1], *HOSTILE_TEXTS[:20])
+VALUES: tuple[Any, ...] = (
+    *NUMBERS,
+    None,
+    True,
+    False,
+    [],
+    {},
+    [1],
+    [[1]],
+    [2**40, 2**40],
+    ["lsh"],
+    ["lsh", 1],
+    *HOSTILE_TEXTS[:20],
+)
 
 
 @contextmanager
@@ -83,6 +92,18 @@ def refused_or_loaded(load: Callable[[], object]) -> None:
         load()
     except CheckpointError as error:
         assert str(error), "the error says nothing"  # noqa: PT017 -- either is right
+
+
+@contextmanager
+def reading_weights(name: str) -> Iterator[Judge[bytes]]:
+    """Each case is the content of the one file of weights in a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def judge(content: bytes) -> None:
+            (Path(folder) / name).write_bytes(content)
+            refused_or_loaded(lambda: list(read_weights(Path(folder))))
+
+        yield judge
 
 
 # -- config.json
@@ -146,7 +167,7 @@ SAFETENSORS = Target(
     "headers of safetensors files that lie",
     10_000,
     safetensors,
-    lambda: _reading_weights("model.safetensors"),
+    lambda: reading_weights("model.safetensors"),
 )
 
 
@@ -162,80 +183,5 @@ SAFETENSORS_FILES = of_bytes(
     "safetensors files with bytes changed",
     20_000,
     _small_safetensors,
-    lambda: _reading_weights("model.safetensors"),
-)
-
-
-@contextmanager
-def _reading_weights(name: str) -> Iterator[Judge[bytes]]:
-    with tempfile.TemporaryDirectory() as folder:
-
-        def judge(content: bytes) -> None:
-            (Path(folder) / name).write_bytes(content)
-            refused_or_loaded(lambda: list(read_weights(Path(folder))))
-
-        yield judge
-
-
-# -- pytorch_model.bin
-
-
-class Call:
-    """Pickled, it is a call of a function, which would be made when it is loaded."""
-
-    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self._call = function, arguments
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return self._call
-
-
-MARK = "ran"
-"""A folder of this name would be made in the current one."""
-
-
-def pickle_seeds() -> list[bytes]:
-    """Harmless ones and such that would make the folder, in all formats."""
-    harmless = {"a": torch.zeros(2, 3), "b": torch.zeros(1, dtype=torch.int8)}
-    files = [pickle.dumps(harmless, protocol=protocol) for protocol in (0, 2, 4)]
-    hostile = (
-        Call(os.mkdir, MARK),
-        Call(os.system, f"mkdir {MARK}"),
-        Call(eval, f"__import__('os').mkdir('{MARK}')"),
-        Call(exec, f"import os; os.mkdir('{MARK}')"),
-        Call(getattr, "", "upper"),
-    )
-    for call in hostile:
-        files += [pickle.dumps({"a": call}, protocol=protocol) for protocol in (0, 2, 4)]
-    for content in (harmless, *({"a": call} for call in hostile)):
-        for zipped in (True, False):
-            file = io.BytesIO()
-            torch.save(content, file, _use_new_zipfile_serialization=zipped)
-            files.append(file.getvalue())
-    return files
-
-
-@contextmanager
-def _never_running() -> Iterator[Judge[bytes]]:
-    """The current folder is an empty one, and stays so."""
-    before = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder, _reading_weights("pytorch_model.bin") as judge:
-        os.chdir(folder)
-
-        def judge_and_look(content: bytes) -> None:
-            judge(content)
-            assert os.listdir() == [], "code of a pickle ran"
-
-        try:
-            yield judge_and_look
-        finally:
-            os.chdir(before)
-
-
-PICKLES = of_bytes(
-    "pickles",
-    "pytorch_model.bin files with bytes changed, most of which would run code",
-    20_000,
-    pickle_seeds,
-    _never_running,
+    lambda: reading_weights("model.safetensors"),
 )

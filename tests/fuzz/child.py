@@ -26,7 +26,7 @@ def judged_in_child(target: Target[Any], cases: int, seed: int) -> dict[str, Any
     """What came of so many cases of a target: how they were searched, how many there were, the slowest, and `found`."""
     by_coverage = target.seeds is not None and guided.installed()
     # Only a fresh process can import what is to be instrumented; the others begin with what this one has imported.
-    context = multiprocessing.get_context("spawn" if by_coverage else "fork")
+    context: Any = multiprocessing.get_context("spawn" if by_coverage else "fork")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         process = context.Process(target=_judge, args=(target.name, cases, seed, folder, by_coverage))

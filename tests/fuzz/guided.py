@@ -23,7 +23,7 @@ def installed() -> bool:
 
 def import_instrumented() -> None:
     """To be called before anything of these packages is imported."""
-    import atheris
+    import atheris  # type: ignore[import-untyped]
     import torch  # noqa: F401 -- before it, for it imports parts of these packages
 
     with atheris.instrument_imports(include=INSTRUMENTED):

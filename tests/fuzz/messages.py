@@ -4,7 +4,6 @@ Each field is left out, usual, or extreme. Usual values have to be known by name
 """
 
 import base64
-from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
@@ -137,14 +136,15 @@ def conversations(method: MethodDescriptor) -> st.SearchStrategy[list[Message]]:
 
 
 @st.composite
-def _uploads(draw: st.DrawFn, request: Descriptor) -> Sequence[Message]:
-    cls = GetMessageClass(request)
-    begin = draw(messages(request.fields_by_name["header"].message_type))
+def _uploads(draw: st.DrawFn, request: Descriptor) -> list[Message]:
+    cls, header_type = GetMessageClass(request), request.fields_by_name["header"].message_type
+    assert header_type is not None
+    begin = draw(messages(header_type))
     sent: list[Message] = [cls(header=begin)]
     content = draw(USUAL["data"])
     if draw(st.booleans()):  # a header that fits
         begin = header(content, document_id=draw(USUAL["document_id"])).header
-        kept = {field.name for field in request.fields_by_name["header"].message_type.fields}
+        kept = {field.name for field in header_type.fields}
         fits = {field.name: value for field, value in begin.ListFields() if field.name in kept}
         sent = [cls(header=type(sent[0].header)(**fits))]  # type: ignore[attr-defined]
     step = draw(st.sampled_from([len(content), 7, 1000]))

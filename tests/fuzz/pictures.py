@@ -21,22 +21,8 @@ MOST_BYTES = 1 << 30
 """Of memory that all cases together may need beyond what there was: less than one bomb would take."""
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-KINDS = (
-    b"IHDR",
-    b"PLTE",
-    b"IDAT",
-    b"IEND",
-    b"tRNS",
-    b"iCCP",
-    b"zTXt",
-    b"iTXt",
-    b"tEXt",
-    b"eXIf",
-    b"acTL",
-    b"fcTL",
-    b"fdAT",
-)
-KINDS += (b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"sBIT")
+KINDS = [b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"iCCP", b"zTXt", b"iTXt", b"tEXt", b"eXIf", b"acTL", b"fcTL"]
+KINDS += [b"fdAT", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"sBIT"]
 PACKED = [zlib.compress(bytes(size), 9) for size in (0, 10, 10_000, 3_000_000)]
 
 

@@ -61,8 +61,10 @@ class Served:
             for request in requests:
                 yield request
 
-        path = f"/{method.containing_service.full_name}/{method.name}"  # type: ignore[union-attr]
-        call = self.running.channel.stream_stream(path)(metadata=tuple(metadata))
+        path = f"/{method.containing_service.full_name}/{method.name}"
+        call: grpc.aio.StreamStreamCall[bytes, bytes] = self.running.channel.stream_stream(path)(
+            metadata=tuple(metadata)
+        )
         responses: list[Message] = []
         try:
             async with asyncio.timeout(CASE_SECONDS), aclosing(exchange(call, send())) as answers:
@@ -129,7 +131,7 @@ def check_status(error: grpc.aio.AioRpcError) -> None:
     """Only what the table of errors has, with its reason."""
     code, text = error.code(), error.details() or ""
     assert code in DOCUMENTED, f"{code}: {text}"
-    status = rpc_status.from_call(error)
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
     if status is None:
         assert BY_GRPC.search(text), f"{code} without details: {text}"
         return

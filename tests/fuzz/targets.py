@@ -4,6 +4,7 @@ from typing import Any
 
 from tests.fuzz import (
     checkpoints,
+    pickles,
     pictures,
     rpc,
     sampling,
@@ -32,7 +33,7 @@ TARGETS: tuple[Target[Any], ...] = (
     checkpoints.CONFIG_FILES,
     checkpoints.SAFETENSORS,
     checkpoints.SAFETENSORS_FILES,
-    checkpoints.PICKLES,
+    pickles.PICKLES,
     tokenizer_files.PIECES,
     tokenizer_files.SIZES,
     stored.STORED,

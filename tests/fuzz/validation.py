@@ -11,6 +11,7 @@ from google.protobuf.message_factory import GetMessageClass
 from reformer.v1 import document_pb2, inference_pb2, model_pb2
 from reformer_core.tokenizers import ByteTokenizer
 from reformer_server import Settings, validation
+from reformer_server.content import DocumentName
 from reformer_server.status import row_of, to_status
 from tests.fuzz.messages import CONTENT, METHODS
 from tests.fuzz.target import Judge, of_bytes
@@ -52,7 +53,7 @@ def _validating() -> Iterator[Judge[bytes]]:
 
     def upload(request: Any) -> None:
         head = request.header
-        validation.content_header(head, "a", settings, model)
+        validation.content_header(head, DocumentName("one", "a"), settings, model)
         if hasattr(head, "lease"):
             assert 0 < validation.lease_seconds(head, settings, "lease") <= settings.max_lease_seconds
 
