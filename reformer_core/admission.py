@@ -75,13 +75,18 @@ class Admission:
         """
         if needs.workspace_bytes > self._workspaces[0]:
             raise OutOfMemoryError(needs.workspace_bytes, self._workspaces[0], fits_when_idle=False)
+        total, size = self._pool.total_pages, self._pool.layout.page_bytes
+        room = self.pages_not_kept(unfinished)
+        if needs.pages > room:
+            raise OutOfMemoryError(needs.pages * size, room * size, fits_when_idle=needs.pages <= total)
+
+    def pages_not_kept(self, unfinished: Iterable[Needs]) -> int:
+        """Pages that are free when these requests are over, as long as nobody closes a document."""
         documents = self.documents | {session.document for session in self.open_sessions}
         kept = sum(document.page_count for document in documents)
         kept += sum(len(session.pages) for session in self.open_sessions)
         kept += sum(other.pages for other in unfinished if other.leaves_document)
-        total, size = self._pool.total_pages, self._pool.layout.page_bytes
-        if needs.pages > total - kept:
-            raise OutOfMemoryError(needs.pages * size, (total - kept) * size, fits_when_idle=needs.pages <= total)
+        return self._pool.total_pages - kept
 
 
 def minus(free: Room, taken: Room) -> Room:

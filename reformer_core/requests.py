@@ -57,7 +57,7 @@ class Request(ABC):
         self.phase: Phase = "waiting"
         self.work: Iterator[bool] = iter(())
         """Yields True after each slice, False if it can't go on because its reader has no room."""
-        self._submitted = time.monotonic()
+        self.submitted = time.monotonic()
         self._started: float | None = None
         self._decoding: float | None = None
         self._first_token: float | None = None
@@ -83,7 +83,7 @@ class Request(ABC):
     def note_start(self) -> float:
         """It leaves the queue; returns the seconds it waited."""
         self._started, self.phase = time.monotonic(), "prefill"
-        return self._started - self._submitted
+        return self._started - self.submitted
 
     def note_decoding(self) -> None:
         """Its prompt is read."""
@@ -107,10 +107,10 @@ class Request(ABC):
         started = self._started or now
         decoding = self._decoding or now
         return Timings(
-            queued_seconds=started - self._submitted,
+            queued_seconds=started - self.submitted,
             prefill_seconds=decoding - started,
             decode_seconds=now - decoding,
-            first_token_seconds=None if self._first_token is None else self._first_token - self._submitted,
+            first_token_seconds=None if self._first_token is None else self._first_token - self.submitted,
         )
 
     def read(self, prefill: Prefill) -> Iterator[bool]:

@@ -141,6 +141,8 @@ class Scheduler:
             taken = self._admission.room_for(request.needs)
             if request.phase != "waiting":  # another one's reader has cancelled it
                 continue
+            if self._would_lock_out(request):
+                continue
             if holds(free, taken):
                 if self._is_too_late(request):
                     continue
@@ -154,6 +156,17 @@ class Scheduler:
         for request in self.waiting:
             request.had_to_wait = True
         return admitted
+
+    def _would_lock_out(self, request: Request) -> bool:
+        """Whether its document would take the room for good of one that was submitted before it, and still waits.
+
+        That one was promised a place when it was submitted, but others have had their turns since.
+        """
+        if not request.needs.leaves_document:
+            return False
+        earlier = [other for other in self.waiting if other.submitted <= request.submitted]
+        pages = max((other.needs.pages for other in earlier if not other.needs.leaves_document), default=0)
+        return request.needs.pages + pages > self._admission.pages_not_kept(other.needs for other in self.running)
 
     def _is_too_late(self, request: Request) -> bool:
         """Ends a request that won't be over by its deadline: the time is better spent on others, if there are any.

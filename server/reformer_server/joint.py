@@ -21,6 +21,11 @@ class Work(Generic[Result]):
         self._progress: Progress | None = None
         self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it is over, and nothing came of it."""
+        return self.task.done() and (self.task.cancelled() or self.task.exception() is not None)
+
     def report(self, progress: Progress) -> None:
         """Tells all followers."""
         self._progress = progress
@@ -59,7 +64,7 @@ class JointWork(Generic[Key, Result]):
         It has no deadline of its own, for each follower has another: one that is late is cancelled, and so leaves.
         """
         work = self._work.get(key)
-        if work is None:
+        if work is None or work.has_failed:  # those who still follow what failed don't matter to this one
             work = self._work[key] = Work()
             work.task = asyncio.ensure_future(_awaited(begin(work.report)))
         work.followers += 1
@@ -68,14 +73,15 @@ class JointWork(Generic[Key, Result]):
         finally:
             work.followers -= 1
             if work.followers == 0:
-                del self._work[key]
-                self._end(work.task)
+                if self._work.get(key) is work:
+                    del self._work[key]
+                self._end(work)
 
-    def _end(self, task: asyncio.Task[Result]) -> None:
-        if not task.done():
-            task.cancel()
-        elif not task.cancelled() and task.exception() is None:
-            self._give_up(task.result())
+    def _end(self, work: Work[Result]) -> None:
+        if not work.task.done():
+            work.task.cancel()
+        elif not work.has_failed:
+            self._give_up(work.task.result())
 
 
 async def _awaited(work: Awaitable[Result]) -> Result:

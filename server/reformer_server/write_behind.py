@@ -45,9 +45,10 @@ class WriteBehind:
 
     def persist(self, entry: Entry) -> None:
         """Sees that the store gets it: its content, and then what its id stands for."""
-        if entry not in self._tasks:
-            self._tasks[entry] = asyncio.create_task(self._persist(entry))
-            self._tasks[entry].add_done_callback(lambda task: self._tasks.pop(entry))
+        task = self._tasks.get(entry)
+        if task is None or task.done():
+            self._tasks[entry] = task = asyncio.create_task(self._persist(entry))
+            task.add_done_callback(partial(self._forget, entry))
 
     async def next_written(self, timeout: float) -> bool:
         """Waits until one more content is in the store; False: none is on its way, or it takes too long."""
@@ -66,6 +67,10 @@ class WriteBehind:
         for task in self._tasks.values():
             task.cancel()
         return len(self._tasks)
+
+    def _forget(self, entry: Entry, task: asyncio.Task[None]) -> None:
+        if self._tasks[entry] is task:  # else it has been prolonged since the task was over
+            del self._tasks[entry]
 
     async def _persist(self, entry: Entry) -> None:
         pause = FIRST_PAUSE_SECONDS
@@ -90,18 +95,21 @@ class WriteBehind:
             cached = self._cache.get(key)
             if cached is None or not wanted():
                 return
-            if cached.stored and await self._is_there(cached):
-                return
             with self._cache.using(cached):
-                await self._write(cached, wanted)
+                if not await self._is_there(cached):
+                    await self._write(cached, wanted)
+                elif not cached.stored:  # another replica has read the same content
+                    cached.stored = True
+                    self._archive.settle(key)
             self._progress.set_result(None)
             self._progress = asyncio.get_running_loop().create_future()
 
     async def _is_there(self, cached: CachedDocument) -> bool:
         try:
-            return await self._archive.find(cached.key) is not None
+            manifest = await self._archive.find(cached.key)
         except StoredDocumentDamagedError:
             return False
+        return manifest is not None and (manifest.has_scores or cached.document.scores is None)
 
     async def _write(self, cached: CachedDocument, wanted: Callable[[], bool]) -> None:
         """Slice by slice, each copied from the pages on the engine's thread; as soon as nobody wants it, no further."""

@@ -134,3 +134,22 @@ def test_delays_are_told_from_what_was_seen() -> None:
     assert len(engine._scheduler.waiting) == 3
     assert engine.load().retry_seconds == pytest.approx(12)
     run(engine)
+
+
+def test_a_document_never_takes_the_room_of_what_was_there_before() -> None:
+    """Owners take turns, so one that was asked for later can come first. It stays, and what waits must still fit."""
+    model = text_model()
+    engine = tiny_engine(model, max_running=1, pages=16)
+    text = random_tokens(model, 20)
+    short, long = SamplingParams(max_tokens=5), SamplingParams(max_tokens=model.config.max_tokens)
+    readers = [Reader(owner="many") for _ in range(3)]
+    for params, reader in zip((short, short, long), readers, strict=True):
+        request = engine.submit_generate(None, text, params, reader)
+        engine.step()
+    others = [Reader(owner=f"other {number}") for number in range(2)]
+    for reader in others:
+        document = engine.submit_prefill(text, reader)
+    assert request.needs.pages + 2 * document.needs.pages > engine.pool.total_pages
+    run(engine)
+    assert all(reader.reason for reader in (*readers, *others))
+    check_idle(engine, [reader.document for reader in others])

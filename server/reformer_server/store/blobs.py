@@ -3,10 +3,10 @@
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -40,6 +40,18 @@ class BlobWriter(Protocol):
 
     def discard(self) -> None:
         """Leaves nothing behind; idempotent, and of no effect after `commit`."""
+        ...
+
+
+class BlobReader(Protocol):
+    """A blob that is being read, front to back."""
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, as many as there are. Raises StoreUnavailableError."""
+        ...
+
+    def close(self) -> None:
+        """Idempotent."""
         ...
 
 
@@ -88,16 +100,15 @@ class Blobs:
         finally:
             writer.discard()
 
-    def open(self, name: str) -> IO[bytes]:
-        """A file to read from."""
+    def open(self, name: str) -> BlobReader:
+        """A blob to read from."""
         with self._naming_url():
-            file: IO[bytes] = self._fs.open(f"{self._root}/{name}", "rb")
-            return file
+            return _GuardedReader(self._fs.open(f"{self._root}/{name}", "rb"), self)
 
     def read(self, name: str, at_most: int) -> bytes:
         """The content of a small blob, cut after so many bytes."""
-        with self.open(name) as file, self._naming_url():
-            return file.read(at_most)
+        with closing(self.open(name)) as reader:
+            return reader.read(at_most)
 
     def delete(self, name: str) -> None:
         """Idempotent."""
@@ -107,10 +118,10 @@ class Blobs:
     def list(self, folder: str = "") -> list[Blob]:
         """All blobs below a folder, at any depth; none, if there is no such folder."""
         with self._naming_url():
+            if self._folder is not None:
+                return list(_list_local(self._folder, folder))
             self._fs.invalidate_cache()
             found = self._fs.find(f"{self._root}/{folder}".rstrip("/"), detail=True)
-            if not found and self._folder is not None:
-                self._folder.stat()  # a folder that is gone isn't an empty one
         start = len(self._root) + 1
         return [Blob(path[start:], int(facts["size"] or 0), _version(facts)) for path, facts in found.items()]
 
@@ -144,6 +155,21 @@ class _Guarded:
     def discard(self) -> None:
         with suppress(Exception):  # it is unfinished, is never read, and is cleared away some time
             self._writer.discard()
+
+
+class _GuardedReader:
+    """A file whose errors are the store's."""
+
+    def __init__(self, file: Any, blobs: Blobs) -> None:
+        self._file, self._blobs = file, blobs
+
+    def read(self, size: int) -> bytes:
+        with self._blobs._naming_url():
+            content: bytes = self._file.read(size)
+            return content
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class _LocalWriter:
@@ -196,6 +222,22 @@ class _RemoteWriter:
             self._fs.rm_file(self._path)
 
 
+def _list_local(root: Path, folder: str) -> Iterator[Blob]:
+    """What fsspec would find, but a folder that can't be read is an error: it isn't an empty one."""
+
+    def check(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError) or not root.is_dir():
+            raise error
+
+    for path, _, names in os.walk(root / folder, onerror=check):
+        for name in names:
+            file = Path(path, name)
+            with suppress(FileNotFoundError):  # deleted since
+                facts = file.stat()
+                version = f"{facts.st_mtime_ns} {facts.st_ino} {facts.st_size}"
+                yield Blob(file.relative_to(root).as_posix(), facts.st_size, version)
+
+
 def _version(facts: dict[str, Any]) -> str:
     """What file systems say about a change: an object store's tag, or a time and the size."""
-    return " ".join(str(facts.get(key)) for key in ("ETag", "etag", "mtime", "LastModified", "created", "ino", "size"))
+    return " ".join(str(facts.get(key)) for key in ("ETag", "etag", "mtime", "LastModified", "created", "size"))

@@ -6,13 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO
 
 import numpy as np
 import torch
 
 from reformer_core import Document
 from reformer_server.errors import StoredDocumentDamagedError
+from reformer_server.store.blobs import BlobReader
 from reformer_server.store.manifest import ContentManifest
 
 SLICE_BYTES = 8 << 20
@@ -66,9 +66,9 @@ def head_of(document: Document) -> bytes:
 
 
 class DataReader:
-    """A stored document's data, front to back. Its methods block."""
+    """A stored document's data, front to back. Its methods block, and raise StoreUnavailableError."""
 
-    def __init__(self, file: IO[bytes], manifest: ContentManifest) -> None:
+    def __init__(self, file: BlobReader, manifest: ContentManifest) -> None:
         """Raises StoredDocumentDamagedError if the file's beginning isn't what the manifest says."""
         self.manifest = manifest
         self._file, self._digest = file, hashlib.sha256()

@@ -10,6 +10,7 @@ Everything here blocks, and any thread may call it.
 
 import hashlib
 import logging
+import re
 import threading
 import uuid
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from reformer_server.store.manifest import (
 )
 
 CONTENTS, IDS = "contents", "ids"
+OWN_NAME = re.compile(rf"[0-9a-f]{{32}}/({CONTENTS}|{IDS})/[0-9a-f]{{64}}\.[0-9a-z.]+")
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +81,10 @@ class DocumentStore:
         self.blobs = Blobs(url)
         self._records: dict[str, tuple[str, DocumentRecord | None]] = {}  # by path: version and content
         self._lock = threading.Lock()
+
+    def listing(self, folder: str = "") -> list[Blob]:
+        """All that is the store's own: whatever else lies there is somebody else's, to be left alone."""
+        return [blob for blob in self.blobs.list(folder) if OWN_NAME.fullmatch(blob.name)]
 
     # -- contents
 
@@ -137,7 +143,7 @@ class DocumentStore:
 
     def records(self, tenant: str) -> list[DocumentRecord]:
         """All ids of a tenant."""
-        return list(self.read_records(self.blobs.list(f"{tenant_folder(tenant)}/{IDS}")))
+        return [*self.read_records(self.listing(f"{tenant_folder(tenant)}/{IDS}"))]
 
     def read_records(self, blobs: list[Blob]) -> Iterator[DocumentRecord]:
         """Those of a listing, each read once a version; what is gone or damaged is left out: `record` tells of it."""

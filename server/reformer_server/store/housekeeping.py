@@ -71,7 +71,7 @@ class Housekeeping:
         Replicas may do so at the same time. Raises StoreUnavailableError.
         """
         now = self.clock()
-        blobs = self.store.blobs.list()
+        blobs = self.store.listing()
         self.store.forget_records_but({blob.name for blob in blobs})
         records = []
         for record in self.store.read_records(blobs):

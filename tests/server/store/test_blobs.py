@@ -1,12 +1,20 @@
 """Named bytes: whole or not there, whatever the file system."""
 
+import errno
+import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reformer_server.errors import StoreUnavailableError
 from reformer_server.store.blobs import UNFINISHED, Blobs
+
+
+class FailingFile:
+    def read(self, size: int) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
 
 
 @pytest.fixture
@@ -96,6 +104,32 @@ class TestFolder:
             with pytest.raises(StoreUnavailableError, match="can't be used now"):
                 use()
         assert not folder.exists()
+
+    def test_a_folder_that_cant_be_read_is_not_an_empty_one(
+        self, folder: Path, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """All contents would seem to be of no use, if the ids' folder did."""
+        blobs.write("one/ids/a", b"x")
+        scandir = os.scandir
+
+        def broken(path: str) -> Any:
+            if str(path).endswith("/ids"):
+                raise OSError(errno.EIO, "Input/output error")
+            return scandir(path)
+
+        monkeypatch.setattr("os.scandir", broken)
+        with pytest.raises(StoreUnavailableError, match="can't be used now"):
+            blobs.list()
+
+    def test_a_disk_that_breaks_while_it_is_read_is_an_unavailable_store(
+        self, folder: Path, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        blobs.write("a", b"x")
+        reader = blobs.open("a")
+        monkeypatch.setattr(reader, "_file", FailingFile())
+        with pytest.raises(StoreUnavailableError) as caught:
+            reader.read(1)
+        assert "Input/output error" in caught.value.reason
 
     def test_what_fails_leaves_nothing(self, blobs: Blobs) -> None:
         with pytest.raises(StoreUnavailableError) as caught:

@@ -86,7 +86,7 @@ def test_replaced_data_goes_too(store: DocumentStore, housekeeping: Housekeeping
 def test_what_a_killed_process_left_goes_after_an_hour(
     store: DocumentStore, housekeeping: Housekeeping, clock: Clock
 ) -> None:
-    store.blobs.write(f"x/contents/y.{UNFINISHED}", b"half")
+    store.blobs.write(f"{'0' * 32}/contents/{'1' * 64}.json{UNFINISHED}", b"half")
     housekeeping.sweep()
     clock.now += UNFINISHED_SECONDS - 1
     housekeeping.sweep()
@@ -94,6 +94,19 @@ def test_what_a_killed_process_left_goes_after_an_hour(
     clock.now += 1
     housekeeping.sweep()
     assert names(store) == []
+
+
+def test_what_is_somebody_elses_stays(store: DocumentStore, housekeeping: Housekeeping, clock: Clock) -> None:
+    """A store can be put into a folder that others use, too, and one store into another's folder."""
+    theirs = ["contents/thesis.json", "a/contents/b.safetensors", f"download{UNFINISHED}", "x/ids/y.json"]
+    theirs.append(f"inner/{'0' * 32}/contents/{'1' * 64}.json")
+    for name in theirs:
+        store.blobs.write(name, b"theirs")
+    for _ in range(3):
+        housekeeping.sweep()
+        clock.now += 2 * UNFINISHED_SECONDS
+    assert sorted(names(store)) == sorted(theirs)
+    assert housekeeping.usage.nbytes == 0
 
 
 def test_no_more_is_promised_than_the_quota_holds(store: DocumentStore, housekeeping: Housekeeping) -> None:
