@@ -14,7 +14,7 @@ import grpc.aio
 
 from reformer_client.connection import Connection
 from reformer_client.errors import CancelledError, ReformerError, from_rpc_error
-from reformer_client.exchange import exchange
+from reformer_client.exchange import exchange, readable
 from reformer_client.retry import Attempts, RetryPolicy
 from reformer_client.services import Services
 
@@ -95,7 +95,7 @@ class Caller:
         call = self.begin(timeout, document_id, UNARY_TIMEOUT_SECONDS)
         while True:
             try:
-                return await method(request, **await call.options())
+                return readable(await method(request, **await call.options()))
             except grpc.aio.AioRpcError as error:
                 await call.attempts.wait(call.error(error))
             except asyncio.CancelledError as error:
@@ -146,6 +146,6 @@ async def _responses(
 async def _receive(call: grpc.aio.UnaryStreamCall[Any, Response]) -> AsyncGenerator[Response]:
     try:
         async for response in call:
-            yield response
+            yield readable(response)
     finally:
         call.cancel()  # nothing happens if it is over

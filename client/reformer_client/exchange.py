@@ -18,6 +18,9 @@ Result = TypeVar("Result")
 
 _FAILED_WRITE = "Internal error from Core"
 _STATUS_SECONDS = 1.0
+_UNREADABLE = (
+    "the answer can't be read: it was damaged on its way, or the server speaks another version of the contract"
+)
 
 
 async def exchange(
@@ -31,7 +34,7 @@ async def exchange(
     sender = asyncio.create_task(_send(call, requests))
     try:
         while (response := await call.read()) is not grpc.aio.EOF:
-            yield response  # type: ignore[misc]  # EOF's class is not told from a response's
+            yield readable(response)  # type: ignore[misc]  # EOF's class is not told from a response's
     except grpc.aio.AioRpcError as error:
         raise await status.error(error) from None
     except asyncio.CancelledError:
@@ -42,6 +45,14 @@ async def exchange(
         call.cancel()
         sender.cancel()
         await asyncio.gather(sender, return_exceptions=True)
+
+
+def readable(response: Response | None) -> Response:
+    """The response, unless it is None: then it couldn't be parsed, which grpc.aio only logs. Raises AioRpcError."""
+    if response is None:
+        none = grpc.aio.Metadata()
+        raise grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, none, none, _UNREADABLE)
+    return response
 
 
 async def _send(call: StreamStreamCall[Request, Response], requests: AsyncGenerator[Request]) -> None:

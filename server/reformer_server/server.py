@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-import grpc
 import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -34,6 +33,7 @@ from reformer_server.restores import Restores
 from reformer_server.served_model import ServedModel
 from reformer_server.settings import Settings, SettingsError
 from reformer_server.store.document_store import DocumentStore
+from reformer_server.unknown_methods import grpc_server
 from reformer_server.uploads import Uploads
 from reformer_server.version import VERSION
 from reformer_server.write_behind import WriteBehind
@@ -100,9 +100,7 @@ class Server:
             self._admission.around,
             self._quotas.around,
         )
-        self._grpc = grpc.aio.server(
-            interceptors=[CallInterceptor(chain)], options=channel_options(settings.keepalive_seconds)
-        )
+        self._grpc = grpc_server([CallInterceptor(chain)], channel_options(settings.keepalive_seconds))
         self._add_services()
         self._metrics_port: MetricsPort | None = None
         self._background: list[asyncio.Task[None]] = []
@@ -146,14 +144,18 @@ class Server:
         (self._hurry if self._told_to_stop.is_set() else self._told_to_stop).set()
 
     async def until_stopped(self) -> None:
-        """Returns when it is told to stop. Raises EngineStoppedError if the engine dies first."""
+        """Returns when it is told to stop. Raises EngineStoppedError if the engine dies first, and what ended gRPC."""
         told = asyncio.create_task(self._told_to_stop.wait())
         died = asyncio.create_task(self.engine.ended.wait())
-        await asyncio.wait({told, died}, return_when=asyncio.FIRST_COMPLETED)
-        told.cancel()
-        died.cancel()
+        deaf = asyncio.create_task(self._grpc.wait_for_termination())
+        await asyncio.wait({told, died, deaf}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (told, died):
+            task.cancel()
         if self.engine.error is not None:
             raise EngineStoppedError from self.engine.error
+        if deaf.done():
+            deaf.result()
+        deaf.cancel()
 
     async def stop(self) -> None:
         """In order: admit nothing new, let calls finish within the grace period, end the rest, then the parts."""

@@ -35,7 +35,7 @@ TIMES = {
     "readers that stall": Times(10, 100),
     "allocations that fail in the engine": Times(20, 1000),
     "allocations that fail in the server": Times(1, 10),
-    "connections corrupted": Times(15, 500),
+    "connections corrupted": Times(150, 500),
 }
 """All faults, by the name that the record has for them."""
 
@@ -60,6 +60,7 @@ class Campaign:
         """
         if self.full:
             self._note(fault, bars, self.times(fault) if count is None else count)
+        print(bars)
         missed = [bar for bar in bars if not bar.met]
         assert not missed, missed
 
