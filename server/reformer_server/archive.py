@@ -2,15 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 from reformer_core import Document
 from reformer_server.content import ContentKey, DocumentName
+from reformer_server.daemon_threads import DaemonThreads
 from reformer_server.errors import StoreFullError, StoreUnavailableError
 from reformer_server.metrics import Metrics
 from reformer_server.store.data import DataReader
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 THREADS = 4
 SWEEP_SECONDS = 10.0
+PATIENCE_SECONDS = 30.0  # with a store that doesn't answer
 
 T = TypeVar("T")
 
@@ -67,8 +68,8 @@ class Archive:
         """A tenant's ids, as of now. Raises StoreUnavailableError, like all that follow."""
         return ()
 
-    async def record(self, name: DocumentName) -> DocumentRecord | None:
-        """What an id stands for. Raises StoredDocumentDamagedError."""
+    async def record(self, name: DocumentName, *, patience: float = PATIENCE_SECONDS) -> DocumentRecord | None:
+        """What an id stands for, if the store says so in time. Raises StoredDocumentDamagedError."""
         return None
 
     async def keep(self, entry: "Entry", wanted: Callable[[], bool]) -> None:
@@ -87,8 +88,8 @@ class Archive:
         """The content. Raises StoredDocumentDamagedError."""
         return None
 
-    async def drop(self, key: ContentKey) -> None:
-        """Deletes a content; idempotent."""
+    async def drop(self, manifest: ContentManifest) -> None:
+        """Deletes a content, unless there is another one in its place by now; idempotent."""
 
     async def keep_house(self) -> None:
         """Sweeps again and again, until it is cancelled."""
@@ -106,16 +107,22 @@ class StoreArchive(Archive):
         super().__init__(model)
         self._store, self._metrics = store, metrics
         self._housekeeping = Housekeeping(store, quota_bytes)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
+        self._threads = DaemonThreads(THREADS, "store")
         self._locks: WeakValueDictionary[DocumentName, asyncio.Lock] = WeakValueDictionary()
+        self._turns: set[asyncio.Task[Any]] = set()
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Runs what blocks on one of the store's threads."""
+    async def run(self, work: Callable[[], T], *, patience: float | None = None) -> T:
+        """Runs what blocks on one of the store's threads.
+
+        Raises StoreUnavailableError, also if it takes longer than `patience` seconds; None: however long it takes.
+        """
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            async with asyncio.timeout(patience):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except TimeoutError:
+            raise self._no_answer(patience) from None
         except StoreUnavailableError as error:
-            self._metrics.store_errors.inc()
-            logger.warning("store %s: %s", error.url, error.reason)
+            self._note(error)
             raise
 
     def run_later(self, work: Callable[[], object]) -> None:
@@ -132,11 +139,11 @@ class StoreArchive(Archive):
     async def records(self, tenant: str) -> Sequence[DocumentRecord]:
         return await self.run(lambda: self._store.records(tenant))
 
-    async def record(self, name: DocumentName) -> DocumentRecord | None:
-        return await self.run(lambda: self._store.record(*name))
+    async def record(self, name: DocumentName, *, patience: float = PATIENCE_SECONDS) -> DocumentRecord | None:
+        return await self._in_turn(name, lambda: self.run(lambda: self._store.record(*name)), patience)
 
     async def keep(self, entry: "Entry", wanted: Callable[[], bool]) -> None:
-        async with self._lock(entry.name):
+        async def keep() -> None:
             written = None
             while wanted() and written != entry.expire_time:  # a lease can be prolonged meanwhile
                 written = entry.expire_time
@@ -144,31 +151,40 @@ class StoreArchive(Archive):
             if wanted():
                 entry.stored = True
 
+        await self._in_turn(entry.name, keep)
+
     async def forget(self, name: DocumentName) -> None:
-        async with self._lock(name):
+        async def forget() -> None:
             await self.run(lambda: self._store.forget(*name))
+            self._housekeeping.forgotten(*name)
+
+        await self._in_turn(name, forget)
 
     async def promise(self, key: ContentKey, nbytes: int) -> None:
-        promise = partial(self._housekeeping.promise, self.identity(key).digest, nbytes)
         with suppress(StoreUnavailableError):  # then it stays in memory until the store is back
             try:
-                await self.run(promise)
+                await self._promise(key, nbytes)
             except StoreFullError:
-                await self.run(self._housekeeping.sweep)  # leases may have ended, documents been deleted
-                await self.run(promise)
+                await self.run(self._housekeeping.sweep, patience=PATIENCE_SECONDS)  # some may be gone since
+                await self._promise(key, nbytes)
+
+    async def _promise(self, key: ContentKey, nbytes: int) -> None:
+        """Nothing is awaited once it is promised: a caller that is cancelled has no promise."""
+        disk_bytes = await self.run(lambda: self._store.blobs.free_bytes, patience=PATIENCE_SECONDS)
+        self._housekeeping.promise(self.identity(key).digest, nbytes, disk_bytes)
 
     def settle(self, key: ContentKey, *, written_bytes: int = 0) -> None:
         self._housekeeping.settle(self.identity(key).digest, written_bytes=written_bytes)
 
     async def find(self, key: ContentKey) -> ContentManifest | None:
-        return await self.run(lambda: self._store.find(self.identity(key)))
+        return await self.run(lambda: self._store.find(self.identity(key)), patience=PATIENCE_SECONDS)
 
-    async def drop(self, key: ContentKey) -> None:
-        await self.run(lambda: self._store.drop(self.identity(key)))
+    async def drop(self, manifest: ContentManifest) -> None:
+        await self.run(lambda: self._store.drop(manifest), patience=PATIENCE_SECONDS)
 
     async def reader(self, manifest: ContentManifest) -> DataReader:
         """Begins to read a content. Raises StoredDocumentDamagedError."""
-        return await self.run(lambda: self._store.reader(manifest))
+        return await self.run(lambda: self._store.reader(manifest), patience=PATIENCE_SECONDS)
 
     async def writer(self, key: ContentKey, document: Document, notes: tuple[str, ...]) -> ContentWriter:
         """Begins to write a content."""
@@ -183,8 +199,40 @@ class StoreArchive(Archive):
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _lock(self, name: DocumentName) -> asyncio.Lock:
-        return self._locks.setdefault(name, asyncio.Lock())
+    async def _in_turn(
+        self, name: DocumentName, work: Callable[[], Coroutine[Any, Any, T]], patience: float = PATIENCE_SECONDS
+    ) -> T:
+        """What is done about one id: one after the other, and each to its end.
+
+        A thread can't be called off. So a caller that is cancelled leaves at once, but the next one waits.
+        """
+
+        async def take_turn() -> T:
+            async with self._locks.setdefault(name, asyncio.Lock()):
+                return await work()
+
+        task = asyncio.create_task(take_turn())
+        self._turns.add(task)
+        task.add_done_callback(self._forget_turn)
+        try:
+            async with asyncio.timeout(patience):
+                return await asyncio.shield(task)
+        except TimeoutError:
+            raise self._no_answer(patience) from None
+
+    def _forget_turn(self, task: "asyncio.Task[Any]") -> None:
+        self._turns.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller was told, or has left
+
+    def _no_answer(self, seconds: float | None) -> StoreUnavailableError:
+        error = StoreUnavailableError(self._store.blobs.url, f"no answer within {seconds} s")
+        self._note(error)
+        return error
+
+    def _note(self, error: StoreUnavailableError) -> None:
+        self._metrics.store_errors.inc()
+        logger.warning("store %s: %s", error.url, error.reason)
 
     def _record_of(self, entry: "Entry") -> DocumentRecord:
         return DocumentRecord(

@@ -53,9 +53,17 @@ class DocumentCache:
     def put(
         self, key: ContentKey, document: Document, notes: tuple[str, ...] = (), *, stored: bool = False
     ) -> CachedDocument:
-        """Takes over a document of the engine, in place of an earlier one; the caller uses it, until `release`."""
+        """Takes over a document of the engine, in place of an earlier one; the caller uses it, until `release`.
+
+        One with scores isn't replaced by one without.
+        """
         before = self._cached.get(key)
-        cached = self._cached[key] = CachedDocument(key, document, notes, stored=stored)
+        cached = CachedDocument(key, document, notes, stored=stored)
+        if before is not None and before.document.scores is not None and document.scores is None:
+            self.retain(before)
+            self._free(cached)
+            return before
+        self._cached[key] = cached
         self.retain(cached)
         if before is not None and before.uses == 0:
             self._free(before)

@@ -30,6 +30,8 @@ from reformer_server.uploads import UploadHeader, Uploads
 MAX_REMEMBERED_IDS = 10_000
 FRESH_SECONDS = 5.0
 """For so long the store isn't asked again whether another replica has changed a document's lease, or deleted it."""
+FRESH_PATIENCE_SECONDS = 1.0
+"""How long the answer is waited for: without it, what is known here goes on."""
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +112,11 @@ class DocumentRegistry:
         Args:
             key: its content, which counts only once; None: not known yet, and neither is memory_bytes.
         """
-        documents = {record.document_id: record.identity.digest for record in self._archive.known(name.tenant)}
-        sizes = {record.identity.digest: record.memory_bytes for record in self._archive.known(name.tenant)}
+        if limits.documents is None and limits.document_bytes is None:
+            return
+        known = [each for each in self._archive.known(name.tenant) if each.expire_time > self._clock()]
+        documents = {record.document_id: record.identity.digest for record in known}
+        sizes = {record.identity.digest: record.memory_bytes for record in known}
         for entry in self._entries.values():
             if entry.name.tenant == name.tenant:
                 content = self._archive.identity(entry.key).digest
@@ -173,7 +178,7 @@ class DocumentRegistry:
         It is restored if need be; if that shows that what was stored is damaged, the document is gone.
         """
         entry = await self._found(name)
-        cached = self._cache.get(entry.key)
+        cached = self._cache.get(entry.key, with_scores=entry.has_scores)
         self._metrics.lookups.labels("restored" if cached is None else "hit").inc()
         if cached is not None:
             with self._cache.using(cached):
@@ -184,9 +189,9 @@ class DocumentRegistry:
                 cached = await work.result()
                 self._cache.retain(cached)
         except StoredDocumentDamagedError:
-            if self.holds(entry):
+            if self.holds(entry):  # else another call has told of it, or there is a new one
                 self._leave(entry)
-            await self._archive.forget(name)
+                await self._archive.forget(name)
             raise
         try:
             yield InUse(cached.document, restored=True)
@@ -212,6 +217,9 @@ class DocumentRegistry:
             self._leave(self._entries[name])
             self._metrics.evictions.labels("deleted").inc()
         await self._archive.forget(name)
+        there = self._entries.get(name)
+        if there is not None and there.stored:  # somebody looked it up while it was deleted
+            self._leave(there)
 
     async def all_of(self, tenant: str) -> list[Entry]:
         """A tenant's documents, oldest first: those of this process, and those in the store."""
@@ -258,11 +266,17 @@ class DocumentRegistry:
             return entry
         expire_time = None if entry is None else entry.expire_time
         try:
-            record = await self._archive.record(name)
-        except (StoreUnavailableError, StoredDocumentDamagedError):
+            if entry is None:
+                record = await self._archive.record(name)
+            else:
+                record = await self._archive.record(name, patience=FRESH_PATIENCE_SECONDS)
+        except (StoreUnavailableError, StoredDocumentDamagedError) as error:
             if entry is None or not self.holds(entry):
                 raise
             entry.checked = asked  # it is in memory, or can be restored later: no reason to ask in every call
+            if isinstance(error, StoredDocumentDamagedError):
+                entry.stored = False
+                self.persist(entry)
             return entry
         now_there = self._entries.get(name)
         if now_there is not entry or (entry is not None and entry.expire_time != expire_time):
@@ -271,8 +285,8 @@ class DocumentRegistry:
 
     def _agree(self, entry: Entry | None, record: DocumentRecord | None, name: DocumentName) -> Entry | None:
         """Takes over what the store says about an id."""
-        if entry is not None and (record is None or entry.key != self._archive.key_of(record)):
-            self._leave(entry)  # deleted through another replica
+        if entry is not None and (record is None or not _is_same(entry, record, self._archive.key_of(record))):
+            self._leave(entry)  # deleted or replaced through another replica
             entry = None
         if record is None:
             return None
@@ -317,3 +331,8 @@ class DocumentRegistry:
         self._expired[name] = None
         if len(self._expired) > MAX_REMEMBERED_IDS:
             self._expired.popitem(last=False)
+
+
+def _is_same(entry: Entry, record: DocumentRecord, key: ContentKey) -> bool:
+    """Whether the record, which is of this key, tells of the same document."""
+    return (entry.key, entry.has_scores) == (key, record.has_scores)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import torch
 
-from reformer_server.archive import Archive, StoreArchive
+from reformer_server.archive import PATIENCE_SECONDS, Archive, StoreArchive
 from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.content import ContentKey
 from reformer_server.document_requests import obtain_document
@@ -33,17 +33,15 @@ class ArrivingPages:
         """The engine's thread asks for the next slice."""
         if self._error is not None:
             raise self._error
-        if not self._slices:
-            return None
-        pages = self._slices.popleft()
         self._engine.hand_over(self._room.set)
-        return pages
+        return self._slices.popleft() if self._slices else None
 
     async def fill(self, archive: StoreArchive, reader: DataReader) -> None:
-        """Reads ahead, a few slices; what goes wrong is told to the engine."""
+        """Reads ahead, a few slices, once the request has begun; what goes wrong is told to the engine."""
         slices = reader.slices()
+        await self._room.wait()
         try:
-            while (pages := await archive.run(lambda: next(slices, None))) is not None:
+            while (pages := await archive.run(lambda: next(slices, None), patience=PATIENCE_SECONDS)) is not None:
                 while len(self._slices) >= MOST_SLICES:
                     self._room.clear()
                     if len(self._slices) >= MOST_SLICES:
@@ -87,10 +85,10 @@ class Restores:
     async def _restore(self, key: ContentKey, report: Report) -> CachedDocument:
         archive = self._archive
         assert isinstance(archive, StoreArchive), "a document that isn't in memory needs a store"
+        manifest = await archive.find(key)
+        if manifest is None:
+            raise StoredDocumentDamagedError("its content is gone")
         try:
-            manifest = await archive.find(key)
-            if manifest is None:
-                raise StoredDocumentDamagedError("its content is gone")
             reader = await archive.reader(manifest)
             source = ArrivingPages(self._engine)
             filling = asyncio.create_task(source.fill(archive, reader))
@@ -104,7 +102,7 @@ class Restores:
                 filling.cancel()
                 archive.run_later(reader.close)
         except StoredDocumentDamagedError:
-            await archive.drop(key)
+            await archive.drop(manifest)
             raise
         self._metrics.prefill_tokens.labels("restored").inc(document.tokens)
         return self._cache.put(key, document, manifest.notes, stored=True)

@@ -19,6 +19,7 @@ from reformer_server.documents import MAX_REMEMBERED_IDS, DocumentRegistry, Entr
 from reformer_server.errors import (
     DocumentExistsError,
     DocumentNotFoundError,
+    StoredDocumentDamagedError,
     TenantQuotaError,
     UploadAbortedError,
     UploadMemoryError,
@@ -61,7 +62,7 @@ class FakeArchive(Archive):
         super().__init__(model)
         self.kept: dict[DocumentName, DocumentRecord] = {}
 
-    async def record(self, name: DocumentName) -> DocumentRecord | None:
+    async def record(self, name: DocumentName, *, patience: float = 1) -> DocumentRecord | None:
         return self.kept.get(name)
 
     async def records(self, tenant: str) -> list[DocumentRecord]:
@@ -360,3 +361,111 @@ async def test_taken_over_call_ends_wherever_it_is(writing: bool) -> None:
             await first
         assert first.cancelling() == 0
     assert uploads.state(A) == "uploading"
+
+
+def scored_document() -> Any:
+    return SimpleNamespace(nbytes=14, tokens=10, scores=object())
+
+
+def test_a_document_with_scores_isnt_replaced_by_one_without() -> None:
+    """Both readings may have been under way at the same time, or a restore of what is stored without."""
+    freed: list[Any] = []
+    cache = DocumentCache(lambda cached: freed.append(cached.document), Metrics())
+    key = ContentKey("one", TEXT, X)
+    cache.name(key)
+    scored, plain = scored_document(), document()
+    cache.release(cache.put(key, scored))
+    cached = cache.put(key, plain, stored=True)
+    assert cached.document is scored
+    assert not cached.stored
+    assert freed == [plain]
+    cache.release(cached)
+    assert cache.get(key, with_scores=True) is cached
+
+
+async def test_scores_that_another_replica_has_added_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reformer_server.documents.FRESH_SECONDS", 0.0)
+    archive = FakeArchive()
+    here = Parts(Clock(), archive)
+    here.create(A, ContentKey("one", TEXT, X), 60)
+    assert not (await here.registry.get(A)).has_scores
+    archive.kept[A] = archive.kept[A].model_copy(update={"has_scores": True})
+    assert (await here.registry.get(A)).has_scores
+    before = here.cache.get(ContentKey("one", TEXT, X))
+    async with here.registry.use(A) as in_use:
+        assert in_use.restored
+        assert before is None or in_use.document is not before.document
+
+
+async def test_what_is_looked_up_while_it_is_deleted_is_gone_afterwards() -> None:
+    clock, archive = Clock(), FakeArchive()
+    Parts(clock, archive).create(A, ContentKey("one", TEXT, X), 60)
+    registry = Parts(clock, archive).registry  # of a process that has only the store
+
+    async def forget(name: DocumentName) -> None:
+        assert (await registry.get(name)).stored
+        del archive.kept[name]
+
+    archive.forget = forget  # type: ignore[method-assign]
+    await registry.delete(A)
+    with pytest.raises(DocumentNotFoundError):
+        await registry.get(A)
+
+
+async def test_an_id_that_is_damaged_in_the_store_is_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that it said is known here."""
+    monkeypatch.setattr("reformer_server.documents.FRESH_SECONDS", 0.0)
+    archive = FakeArchive()
+    here = Parts(Clock(), archive)
+    here.create(A, ContentKey("one", TEXT, X), 60)
+    record = archive.record
+
+    async def damaged(name: DocumentName, *, patience: float = 1) -> DocumentRecord | None:
+        archive.record = record  # type: ignore[method-assign]
+        del archive.kept[name]
+        raise StoredDocumentDamagedError("zeros")
+
+    archive.record = damaged  # type: ignore[method-assign]
+    assert await here.registry.get(A)
+    assert (await here.registry.get(A)).stored
+    assert A in archive.kept
+
+
+async def test_what_is_damaged_tells_nothing_about_what_has_taken_its_place() -> None:
+    """Scores were asked for while it was being restored without."""
+    archive = FakeArchive()
+    here = Parts(Clock(), archive)
+    key = ContentKey("one", TEXT, X)
+    here.create(A, key, 60)
+    here.cache.evict(10)
+
+    class Damaged:
+        @asynccontextmanager
+        async def follow(self, key: ContentKey) -> AsyncIterator[Any]:
+            async def result() -> CachedDocument:
+                here.living.append(scored_document())
+                cached = here.cache.put(key, here.living[-1], stored=True)
+                here.registry.add(A, 1, cached, 60)
+                here.cache.release(cached)
+                raise StoredDocumentDamagedError("a bit")
+
+            yield SimpleNamespace(result=result)
+
+    here.registry._restores = Damaged()  # type: ignore[assignment]
+    with pytest.raises(StoredDocumentDamagedError):
+        async with here.registry.use(A):
+            pass
+    async with here.registry.use(A) as in_use:
+        assert in_use.document.scores is not None
+
+
+async def test_documents_whose_lease_has_ended_count_no_more() -> None:
+    clock, archive = Clock(), FakeArchive()
+    Parts(clock, archive).create(A, ContentKey("one", TEXT, X), 60)
+    archive.known = lambda tenant: list(archive.kept.values())  # type: ignore[method-assign]
+    registry = Parts(clock, archive).registry
+    other = DocumentName("one", "b")
+    with pytest.raises(TenantQuotaError):
+        registry.check_limits(other, Limits(documents=1))
+    clock.now += 61
+    registry.check_limits(other, Limits(documents=1))

@@ -95,7 +95,7 @@ class DocumentStore:
         except FileNotFoundError:
             return None
         if manifest.identity != identity:
-            self.drop(identity)
+            self.blobs.delete(_manifest_path(identity))
             raise StoredDocumentDamagedError("its manifest is another document's")
         return manifest
 
@@ -115,9 +115,11 @@ class DocumentStore:
             file.close()
             raise
 
-    def drop(self, identity: ContentIdentity) -> None:
-        """Deletes a content; what is left without a manifest is cleared away by the next `sweep`s. Idempotent."""
-        self.blobs.delete(_manifest_path(identity))
+    def drop(self, manifest: ContentManifest) -> None:
+        """Deletes a content, unless it has been replaced meanwhile; its data is cleared away by `sweep`. Idempotent."""
+        with suppress(StoredDocumentDamagedError):
+            if self.find(manifest.identity) == manifest:
+                self.blobs.delete(_manifest_path(manifest.identity))
 
     # -- ids
 
@@ -128,7 +130,7 @@ class DocumentStore:
             record = self._read(path, DocumentRecord)
         except FileNotFoundError:
             return None
-        if (record.identity.tenant, record.document_id) != (tenant, document_id):
+        if not record.is_of(tenant, document_id):
             self.blobs.delete(path)
             raise StoredDocumentDamagedError("its manifest is another document's")
         return record

@@ -48,10 +48,13 @@ class Housekeeping:
     _useless_since: dict[str, float] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def promise(self, content: str, nbytes: int) -> None:
-        """Sets bytes aside for a content that is to be written. Raises StoreFullError."""
+    def promise(self, content: str, nbytes: int, disk_bytes: int | None = None) -> None:
+        """Sets bytes aside for a content that is to be written. Raises StoreFullError.
+
+        Args:
+            disk_bytes: what the disk has room for, as `Blobs.free_bytes`.
+        """
         with self._lock:
-            disk_bytes = self.store.blobs.free_bytes
             promised = self._promised.total()
             frees = [] if self.quota_bytes is None else [self.quota_bytes - self.usage.nbytes - promised]
             frees += [] if disk_bytes is None else [disk_bytes - promised]
@@ -64,6 +67,12 @@ class Housekeeping:
         with self._lock:
             self._promised.pop(content, None)
             self.usage = replace(self.usage, nbytes=self.usage.nbytes + written_bytes)
+
+    def forgotten(self, tenant: str, document_id: str) -> None:
+        """An id was deleted: its tenant may have another one at once."""
+        with self._lock:
+            records = (each for each in self.usage.records if not each.is_of(tenant, document_id))
+            self.usage = replace(self.usage, records=tuple(records))
 
     def sweep(self) -> None:
         """Looks at everything: drops ids whose lease has ended, and contents that no id stands for any more.

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -39,7 +40,7 @@ class ContentIdentity(_Strict):
     sha256: Digest
     model: ModelIdentity
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Of all of it, 64 hexadecimal digits."""
         return _digest(self.model_dump())
@@ -74,6 +75,10 @@ class DocumentRecord(_Strict):
     notes: tuple[str, ...] = Field(strict=False)
     create_time: Time
     expire_time: Time
+
+    def is_of(self, tenant: str, document_id: str) -> bool:
+        """Whether it is this id's."""
+        return (self.identity.tenant, self.document_id) == (tenant, document_id)
 
 
 Manifest = TypeVar("Manifest", ContentManifest, DocumentRecord)

@@ -101,6 +101,17 @@ def test_a_content_is_replaced_as_a_whole(store: DocumentStore) -> None:
     reader.close()
 
 
+def test_a_damaged_content_that_was_mended_meanwhile_isnt_dropped(store: DocumentStore) -> None:
+    """Finding the damage takes as long as reading all of it."""
+    damaged = write(store, identity(), small_document())
+    mended = write(store, identity(), small_document())
+    store.drop(damaged)
+    assert store.find(identity()) == mended
+    store.drop(mended)
+    store.drop(mended)
+    assert store.find(identity()) is None
+
+
 def test_ids_are_names_not_paths(store: DocumentStore, tmp_path: Path) -> None:
     ids = ["..", ".", "a", "A", "~", "x" * 128, "...json", "-"]
     for id in ids:

@@ -127,7 +127,7 @@ def test_a_full_disk_is_a_full_store(store: DocumentStore) -> None:
     free_bytes = store.blobs.free_bytes
     housekeeping = Housekeeping(store, None)
     if free_bytes is None:
-        housekeeping.promise("a", 2**60)
+        housekeeping.promise("a", 2**60, free_bytes)
         return
     with pytest.raises(StoreFullError):
-        housekeeping.promise("a", 2**60)
+        housekeeping.promise("a", 2**60, free_bytes)
