@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 BENCHMARKS := decode_context streams score_length where_time_goes first_token cancellation neighbours restore
 LONG       := train_memory million_tokens
 
-.PHONY: help venv proto format lint test demo fuzz bench bench-quick wheel clean
+.PHONY: help venv proto format lint test demo fuzz soak bench bench-quick wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 13
@@ -54,6 +54,9 @@ test: lint ## lint and all tests: what CI runs
 
 demo: $(STAMP) ## start a server, upload a novel, score it and continue it
 	$(BIN)/python examples/demo.py
+
+soak: $(STAMP) ## try each fault as often as docs/reliability.md says: an hour and more
+	$(BIN)/python -m pytest tests/faults --campaign
 
 fuzz: $(STAMP) ## feed the server and its readers 200,000 cases of bad input: half an hour and more
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --only-binary atheris -c constraints.txt -e '.[fuzz]' \

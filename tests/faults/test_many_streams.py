@@ -123,9 +123,10 @@ async def test_stalled_readers(server: ServerProcess, campaign: Campaign) -> Non
     gaps = [arrivals.gaps(*span) for span in spans]
     alone, beside = gaps[0] + gaps[2], gaps[1]
     median, late = (quantile(beside, share) / quantile(alone, share) for share in (0.5, 0.99))
+    patience = 1 if campaign.full else 4  # a second and a half beside other tests says little
     campaign.measured(
         fault,
         Bar("memory a reader, MiB", (stalled[RSS] - before[RSS]) / readers / MIB, most=8),
-        Bar("another stream's median gap ÷ without them", median, most=1.5),
-        Bar("its 99th percentile ÷ without them", late, most=3),
+        Bar("another stream's median gap ÷ without them", median, most=1.5 * patience),
+        Bar("its 99th percentile ÷ without them", late, most=3 * patience),
     )
