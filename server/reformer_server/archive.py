@@ -19,7 +19,7 @@ from reformer_server.store.housekeeping import Housekeeping, Usage
 from reformer_server.store.manifest import ContentIdentity, ContentManifest, DocumentRecord, ModelIdentity
 
 if TYPE_CHECKING:
-    from reformer_server.documents import Entry
+    from reformer_server.entries import Entry
 
 THREADS = 4
 SWEEP_SECONDS = 10.0

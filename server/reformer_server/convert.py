@@ -13,7 +13,7 @@ from reformer_core import events
 from reformer_core.events import FinishReason
 from reformer_core.tokenizers import IncrementalDecoder
 from reformer_server.content import ids_to_bytes, logprobs_to_bytes
-from reformer_server.documents import Entry
+from reformer_server.entries import Entry
 
 SCORES_BLOCK_TOKENS = 32_768
 SCORES_BLOCK_TEXT_BYTES = 512 * 1024

@@ -13,8 +13,9 @@ from reformer_server import convert, tenants, validation
 from reformer_server.cache import DocumentCache
 from reformer_server.calls import Context
 from reformer_server.content import ContentKey, DocumentName
-from reformer_server.documents import DocumentRegistry, Entry
+from reformer_server.documents import DocumentRegistry
 from reformer_server.engine_thread import EngineThread
+from reformer_server.entries import Entry
 from reformer_server.errors import NoScoresError
 from reformer_server.incoming import first_message, forgetting_bad_content, receive
 from reformer_server.metrics import Metrics

@@ -5,13 +5,12 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
-from reformer_core import Document
 from reformer_core.pace import LONGEST_DELAY_SECONDS, SHORTEST_DELAY_SECONDS
 from reformer_server.archive import Archive
 from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.content import ContentKey, DocumentName
+from reformer_server.entries import Entry, InUse
 from reformer_server.errors import (
     DocumentExistsError,
     DocumentNotFoundError,
@@ -34,33 +33,6 @@ FRESH_PATIENCE_SECONDS = 1.0
 """How long the answer is waited for: without it, what is known here goes on."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class Entry:
-    """What an id stands for."""
-
-    name: DocumentName
-    key: ContentKey
-    content_bytes: int
-    tokens: int
-    memory_bytes: int
-    has_scores: bool
-    notes: tuple[str, ...]
-    create_time: float  # Unix time
-    expire_time: float
-    stored: bool = False
-    """Whether the store has it, so that it outlives this process."""
-    checked: float = field(default_factory=time.monotonic)
-    """When the store was asked last; also counted from its beginning here."""
-
-
-@dataclass(frozen=True)
-class InUse:
-    """A document for the length of a call, and whether this call had to wait for the store."""
-
-    document: Document
-    restored: bool
 
 
 class DocumentRegistry:

@@ -7,7 +7,7 @@ from itertools import groupby
 from reformer.v1 import inference_pb2 as pb
 from reformer_core.events import Event, Finished, Progress, Token
 from reformer_server import convert
-from reformer_server.documents import InUse
+from reformer_server.entries import InUse
 from reformer_server.metrics import Metrics
 
 

@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Sequence
 
-from reformer_server.documents import Entry
+from reformer_server.entries import Entry
 from reformer_server.errors import InvalidFieldError
 
 

@@ -11,9 +11,9 @@ from grpc_reflection.v1alpha import reflection
 
 from reformer.v1 import document_pb2, document_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
 from reformer_core import Engine, SamplingParams
-from reformer_core.errors import OutOfMemoryError, TooManyTokensError
+from reformer_server import building
 from reformer_server.access import Access
-from reformer_server.archive import Archive, StoreArchive
+from reformer_server.archive import StoreArchive
 from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.calls import CallInterceptor
 from reformer_server.chain import Admission, counting, errors_to_status
@@ -22,7 +22,7 @@ from reformer_server.content import Encoder
 from reformer_server.document_service import DocumentService
 from reformer_server.documents import DocumentRegistry
 from reformer_server.engine_thread import EngineThread
-from reformer_server.errors import DrainingError, EngineStoppedError, StoreUnavailableError
+from reformer_server.errors import DrainingError, EngineStoppedError
 from reformer_server.gauges import load_gauges
 from reformer_server.inference_service import InferenceService
 from reformer_server.metrics import Metrics, MetricsPort
@@ -31,8 +31,7 @@ from reformer_server.prefills import Prefills
 from reformer_server.quotas import Quotas
 from reformer_server.restores import Restores
 from reformer_server.served_model import ServedModel
-from reformer_server.settings import Settings, SettingsError
-from reformer_server.store.document_store import DocumentStore
+from reformer_server.settings import Settings
 from reformer_server.unknown_methods import grpc_server
 from reformer_server.uploads import Uploads
 from reformer_server.version import VERSION
@@ -72,7 +71,7 @@ class Server:
         self.port = 0
         self.metrics_port = 0
         self.engine = EngineThread(
-            build_engine or partial(_build_engine, settings, model), self.metrics, settings.max_waiting
+            build_engine or partial(building.build_engine, settings, model), self.metrics, settings.max_waiting
         )
         self._encoder = Encoder(model.tokenizer)
         self.uploads = Uploads(
@@ -81,7 +80,7 @@ class Server:
             retention_seconds=settings.upload_retention_seconds,
         )
         self.cache = DocumentCache(self._free, self.metrics)
-        self.archive = _open_archive(settings, model, self.metrics)
+        self.archive = building.open_archive(settings, model, self.metrics)
         self.restores = Restores(self.engine, self.archive, self.cache, self.metrics)
         self.documents = DocumentRegistry(self.uploads, self.cache, self.archive, self.restores, self.metrics)
         self.write_behind: WriteBehind | None = None
@@ -105,6 +104,7 @@ class Server:
         self._metrics_port: MetricsPort | None = None
         self._background: list[asyncio.Task[None]] = []
         self._told_to_stop = asyncio.Event()
+        self._deaf: asyncio.Task[object] | None = None
         self._hurry = asyncio.Event()
 
     def _add_services(self) -> None:
@@ -147,7 +147,8 @@ class Server:
         """Returns when it is told to stop. Raises EngineStoppedError if the engine dies first, and what ended gRPC."""
         told = asyncio.create_task(self._told_to_stop.wait())
         died = asyncio.create_task(self.engine.ended.wait())
-        deaf = asyncio.create_task(self._grpc.wait_for_termination())
+        # Never cancelled: gRPC would take that for the end of what it waits for itself when it is stopped.
+        deaf = self._deaf = asyncio.create_task(self._grpc.wait_for_termination())
         await asyncio.wait({told, died, deaf}, return_when=asyncio.FIRST_COMPLETED)
         for task in (told, died):
             task.cancel()
@@ -155,7 +156,6 @@ class Server:
             raise EngineStoppedError from self.engine.error
         if deaf.done():
             deaf.result()
-        deaf.cancel()
 
     async def stop(self) -> None:
         """In order: admit nothing new, let calls finish within the grace period, end the rest, then the parts."""
@@ -224,38 +224,3 @@ class Server:
             await asyncio.sleep(SWEEP_SECONDS)
             self.documents.sweep()
             self.uploads.sweep()
-
-
-def _open_archive(settings: Settings, model: ServedModel, metrics: Metrics) -> Archive:
-    url = settings.store_url
-    if url is None:
-        return Archive(model.identity)
-    try:
-        store = DocumentStore(url)
-    except StoreUnavailableError as error:
-        raise SettingsError(
-            f"store: {url} can't be used: {error.reason}; set --store to a folder, an fsspec URL or none"
-        ) from error
-    return StoreArchive(model.identity, store, settings.store_quota_bytes, metrics)
-
-
-def _build_engine(settings: Settings, model: ServedModel) -> Engine:
-    try:
-        return Engine(
-            model.model,
-            model.tokenizer,
-            memory_bytes=settings.memory_bytes,
-            max_running=settings.max_running,
-            max_waiting=settings.max_waiting,
-            max_text_tokens=settings.max_text_tokens,
-        )
-    except TooManyTokensError as error:
-        raise SettingsError(f"max-text: {error}; lower --max-text") from error
-    except OutOfMemoryError as error:
-        text, or_lower = "the shortest document", ""
-        if settings.max_text_tokens is not None:
-            text, or_lower = f"scoring {settings.max_text_tokens:,} tokens", "--max-text or "
-        raise SettingsError(
-            f"memory: {error.free_bytes:,} bytes aren't enough for the weights, {settings.max_running} sessions "
-            f"and {text}, which take {error.needed_bytes:,}; raise --memory or lower {or_lower}--max-running"
-        ) from error

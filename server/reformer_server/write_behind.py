@@ -12,8 +12,8 @@ from reformer_core import Document, Engine
 from reformer_server.archive import StoreArchive
 from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.content import ContentKey
-from reformer_server.documents import Entry
 from reformer_server.engine_thread import EngineThread
+from reformer_server.entries import Entry
 from reformer_server.errors import EngineStoppedError, StoredDocumentDamagedError, StoreUnavailableError
 from reformer_server.store.data import Shape
 

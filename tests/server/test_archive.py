@@ -11,7 +11,7 @@ import pytest
 
 from reformer_server.archive import StoreArchive
 from reformer_server.content import ContentKey, DocumentName
-from reformer_server.documents import Entry
+from reformer_server.entries import Entry
 from reformer_server.errors import StoreUnavailableError
 from reformer_server.metrics import Metrics
 from reformer_server.store.document_store import DocumentStore

@@ -15,7 +15,8 @@ from reformer.v1 import document_pb2
 from reformer_server.archive import Archive
 from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.content import ContentKey, DocumentName
-from reformer_server.documents import MAX_REMEMBERED_IDS, DocumentRegistry, Entry
+from reformer_server.documents import MAX_REMEMBERED_IDS, DocumentRegistry
+from reformer_server.entries import Entry
 from reformer_server.errors import (
     DocumentExistsError,
     DocumentNotFoundError,

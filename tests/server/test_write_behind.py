@@ -6,7 +6,7 @@ from typing import Any
 
 from reformer_server.cache import DocumentCache
 from reformer_server.content import ContentKey, DocumentName
-from reformer_server.documents import Entry
+from reformer_server.entries import Entry
 from reformer_server.metrics import Metrics
 from reformer_server.write_behind import WriteBehind
 
