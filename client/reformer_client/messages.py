@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 from google.protobuf.duration_pb2 import Duration
 
 from reformer.v1 import document_pb2, inference_pb2, model_pb2
+from reformer_client.errors import InternalError
 from reformer_client.results import (
     ContentType,
     ContinuationScore,
@@ -151,8 +152,12 @@ def finished(message: inference_pb2.GenerateFinished) -> GenerationFinished:
 
 
 def tokens(chunk: inference_pb2.TokenChunk) -> list[Token]:
-    """The tokens of one chunk; its text goes with the last of them."""
+    """The tokens of one chunk; its text goes with the last of them. Raises InternalError if they don't add up."""
     last = len(chunk.ids) - 1
+    if len(chunk.logprobs) != len(chunk.ids) or len(chunk.top) not in (0, len(chunk.ids)):
+        raise InternalError(
+            f"a message changed on its way: {len(chunk.ids)} tokens have {len(chunk.logprobs)} log-probabilities"
+        )
     return [
         Token(
             id=id,

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from reformer_client import AsyncClient, CancelledError, Client, Progress
+from reformer.v1 import inference_pb2
+from reformer_client import AsyncClient, CancelledError, Client, InternalError, Progress, messages
 from tests.client.fake_server import FakeServer
 
 
@@ -156,3 +157,13 @@ def test_closing_the_client_under_a_waiting_thread_says_so(server: FakeServer) -
         for each in waiting:
             with pytest.raises(CancelledError, match="client was closed"):
                 each.result(timeout=5)
+
+
+def test_a_chunk_whose_parts_dont_add_up_is_an_error_of_the_sdk() -> None:
+    """Without TLS, bytes can change on their way and still be a message."""
+    for chunk in (
+        inference_pb2.TokenChunk(ids=[1, 2], logprobs=[-1.0]),
+        inference_pb2.TokenChunk(ids=[1, 2], logprobs=[-1.0, -2.0], top=[inference_pb2.TopTokens()]),
+    ):
+        with pytest.raises(InternalError, match="changed on its way"):
+            messages.tokens(chunk)

@@ -57,7 +57,7 @@ async def test_cancelled_streams(server: ServerProcess, campaign: Campaign) -> N
 
         before, after = await cancelled(times // 10), await cancelled(times)
     assert idle(server)
-    assert after[FILES] <= before[FILES]
+    assert after[FILES] <= before[FILES] + 5  # a connection may be about to be closed
     stopped = sum(after[name] - before[name] for name in after if name.startswith("reformer_cancelled_total"))
     campaign.measured(
         fault,
