@@ -59,6 +59,10 @@ class Pace:
             self._used_share.observe(request.generated / request.params.max_tokens)
             self._seconds_per_token.observe(request.timings.decode_seconds / (request.generated - 1))
 
+    def idle(self) -> None:
+        """Nothing is left to do: the time until the next end says nothing of a request's."""
+        self._last_end = None
+
     def reading_speed(self, kind: type[Request]) -> float | None:
         """Tokens a second that such requests won't exceed: half as many again as at best; None: not known yet."""
         best = self._tokens_per_second.get(kind)

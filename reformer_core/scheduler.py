@@ -107,6 +107,8 @@ class Scheduler:
                 requests.remove(request)
         if all(other.owner != request.owner for other in self.unfinished):
             self._owners.leave(request.owner)
+        if not self.unfinished:
+            self._pace.idle()
         request.work = iter(())  # and with it, what the reading took besides pages
         try:
             request.free()
