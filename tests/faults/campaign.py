@@ -60,7 +60,6 @@ class Campaign:
         """
         if self.full:
             self._note(fault, bars, self.times(fault) if count is None else count)
-        print(bars)
         missed = [bar for bar in bars if not bar.met]
         assert not missed, missed
 

@@ -55,7 +55,8 @@ async def test_cancelled_streams(server: ServerProcess, campaign: Campaign) -> N
             await asyncio.to_thread(until, lambda: server.metric("reformer_requests_running") == 0)
             return server.metrics()
 
-        before, after = await cancelled(times // 10), await cancelled(times)
+        # In a campaign the heap has its working size after 3000: from there to 13,900 it stayed within 7 MiB.
+        before, after = await cancelled(3 * times // 10), await cancelled(times)
     assert idle(server)
     assert after[FILES] <= before[FILES] + 5  # a connection may be about to be closed
     stopped = sum(after[name] - before[name] for name in after if name.startswith("reformer_cancelled_total"))
