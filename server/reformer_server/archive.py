@@ -49,6 +49,20 @@ class Archive:
         """Whether this model can use it."""
         return record.identity.model == self._model
 
+    def record_of(self, entry: "Entry") -> DocumentRecord:
+        """What an entry is for the store."""
+        return DocumentRecord(
+            document_id=entry.name.document_id,
+            identity=self.identity(entry.key),
+            content_bytes=entry.content_bytes,
+            tokens=entry.tokens,
+            memory_bytes=entry.memory_bytes,
+            has_scores=entry.has_scores,
+            notes=entry.notes,
+            create_time=entry.create_time,
+            expire_time=entry.expire_time,
+        )
+
     @staticmethod
     def key_of(record: DocumentRecord) -> ContentKey:
         """The content that a record's id stands for."""
@@ -62,7 +76,7 @@ class Archive:
 
     def known(self, tenant: str) -> Sequence[DocumentRecord]:
         """A tenant's ids, as of the last sweep."""
-        return ()
+        return self.usage.of_tenant(tenant)
 
     async def records(self, tenant: str) -> Sequence[DocumentRecord]:
         """A tenant's ids, as of now. Raises StoreUnavailableError, like all that follow."""
@@ -133,9 +147,6 @@ class StoreArchive(Archive):
     def usage(self) -> Usage:
         return self._housekeeping.usage
 
-    def known(self, tenant: str) -> Sequence[DocumentRecord]:
-        return self.usage.of_tenant(tenant)
-
     async def records(self, tenant: str) -> Sequence[DocumentRecord]:
         return await self.run(lambda: self._store.records(tenant))
 
@@ -147,7 +158,7 @@ class StoreArchive(Archive):
             written = None
             while wanted() and written != entry.expire_time:  # a lease can be prolonged meanwhile
                 written = entry.expire_time
-                await self.run(partial(self._store.keep, self._record_of(entry)))
+                await self.run(partial(self._store.keep, self.record_of(entry)))
             if wanted():
                 entry.stored = True
 
@@ -233,16 +244,3 @@ class StoreArchive(Archive):
     def _note(self, error: StoreUnavailableError) -> None:
         self._metrics.store_errors.inc()
         logger.warning("store %s: %s", error.url, error.reason)
-
-    def _record_of(self, entry: "Entry") -> DocumentRecord:
-        return DocumentRecord(
-            document_id=entry.name.document_id,
-            identity=self.identity(entry.key),
-            content_bytes=entry.content_bytes,
-            tokens=entry.tokens,
-            memory_bytes=entry.memory_bytes,
-            has_scores=entry.has_scores,
-            notes=entry.notes,
-            create_time=entry.create_time,
-            expire_time=entry.expire_time,
-        )

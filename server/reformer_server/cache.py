@@ -100,10 +100,6 @@ class DocumentCache:
         if key in self._cached:
             self._tidy(self._cached[key])
 
-    def is_named(self, key: ContentKey) -> bool:
-        """Whether an id stands for the content."""
-        return key in self._names
-
     def evict(self, nbytes: int) -> int:
         """Frees stored documents that nobody uses, the one that was used longest ago first; returns the bytes freed."""
         freed = 0
@@ -119,7 +115,7 @@ class DocumentCache:
 
     def _tidy(self, cached: CachedDocument) -> None:
         is_current = self._cached.get(cached.key) is cached
-        if cached.uses == 0 and not (is_current and self.is_named(cached.key)):
+        if cached.uses == 0 and not (is_current and cached.key in self._names):
             if is_current:
                 del self._cached[cached.key]
             self._free(cached)

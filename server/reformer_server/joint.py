@@ -1,7 +1,7 @@
 """Work that several calls want at the same time: it is done once, and given up when the last of them has left."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
@@ -58,7 +58,9 @@ class JointWork(Generic[Key, Result]):
         self._work: dict[Key, Work[Result]] = {}
 
     @asynccontextmanager
-    async def follow(self, key: Key, begin: Callable[[Report], Awaitable[Result]]) -> AsyncIterator[Work[Result]]:
+    async def follow(
+        self, key: Key, begin: Callable[[Report], Coroutine[Any, Any, Result]]
+    ) -> AsyncIterator[Work[Result]]:
         """The work on this, begun if need be, and cancelled when its last follower has left.
 
         It has no deadline of its own, for each follower has another: one that is late is cancelled, and so leaves.
@@ -66,7 +68,7 @@ class JointWork(Generic[Key, Result]):
         work = self._work.get(key)
         if work is None or work.has_failed:  # those who still follow what failed don't matter to this one
             work = self._work[key] = Work()
-            work.task = asyncio.ensure_future(_awaited(begin(work.report)))
+            work.task = asyncio.create_task(begin(work.report))
         work.followers += 1
         try:
             yield work
@@ -82,7 +84,3 @@ class JointWork(Generic[Key, Result]):
             work.task.cancel()
         elif not work.has_failed:
             self._give_up(work.task.result())
-
-
-async def _awaited(work: Awaitable[Result]) -> Result:
-    return await work

@@ -14,17 +14,11 @@ from reformer_server.calls import Call
 from reformer_server.errors import DrainingError, TokenRateError, TooManyStreamsError
 from reformer_server.quotas import Quotas
 from reformer_server.tenants import Limits, Tenant
+from tests.server.clock import Clock
 
 NO_CONTEXT: Any = None
 STREAM = Call("InferenceService/Generate", True, NO_CONTEXT, "r1")
 UNARY = Call("ModelService/GetLoad", False, NO_CONTEXT, "r1")
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,18 +28,11 @@ from reformer_server.metrics import Metrics
 from reformer_server.store.manifest import DocumentRecord, ModelIdentity
 from reformer_server.tenants import Limits
 from reformer_server.uploads import UploadHeader, Uploads
+from tests.server.clock import Clock
 
 TEXT = document_pb2.CONTENT_TYPE_TEXT
 A = DocumentName("one", "a")
 X, Y = b"x" * 32, b"y" * 32
-
-
-@dataclass
-class Clock:
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def make_uploads(clock: Clock, *, memory_bytes: int = 100, retention_seconds: float = 60) -> Uploads:
@@ -76,17 +68,7 @@ class FakeArchive(Archive):
         self.kept.pop(name, None)
 
     def persist(self, entry: Entry) -> None:
-        self.kept[entry.name] = DocumentRecord(
-            document_id=entry.name.document_id,
-            identity=self.identity(entry.key),
-            content_bytes=entry.content_bytes,
-            tokens=entry.tokens,
-            memory_bytes=entry.memory_bytes,
-            has_scores=entry.has_scores,
-            notes=entry.notes,
-            create_time=entry.create_time,
-            expire_time=entry.expire_time,
-        )
+        self.kept[entry.name] = self.record_of(entry)
         entry.stored = True
 
 

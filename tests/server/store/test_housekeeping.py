@@ -8,19 +8,13 @@ from reformer_server.errors import StoreFullError
 from reformer_server.store.blobs import UNFINISHED
 from reformer_server.store.document_store import DocumentStore
 from reformer_server.store.housekeeping import UNFINISHED_SECONDS, Housekeeping
+from tests.server.clock import Clock
 from tests.server.store.stored import identity, record, small_document, write
-
-
-class Clock:
-    now = 1500.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1500.0)
 
 
 @pytest.fixture
