@@ -96,8 +96,8 @@ class Document:
     @property
     def pages(self) -> list[int]:
         """All pages that the document holds."""
-        every = (self.token_pages, self.order_pages, self.state_pages)
-        return [page for pages in every for page in pages.flatten().tolist()]
+        pages: list[int] = self._every_page().tolist()
+        return pages
 
     @property
     def page_count(self) -> int:
@@ -118,7 +118,10 @@ class Document:
 
     def read_pages(self, start: int, stop: int) -> torch.Tensor:
         """A copy of the pages from the one number `start` to the one before `stop`, uint8 [pages, page bytes], CPU."""
-        return self.pool.read_raw(self.pages[start:stop])
+        return self.pool.read_raw(self._every_page()[start:stop]).cpu()
+
+    def _every_page(self) -> torch.Tensor:
+        return torch.cat([pages.flatten() for pages in (self.token_pages, self.order_pages, self.state_pages)])
 
     @property
     def closed(self) -> bool:

@@ -132,25 +132,25 @@ class PagePool:
         """Writes tensors to pages, int64 [k], CPU, one behind the other, those with the largest items first."""
         content = torch.cat([x.flatten().view(torch.uint8) for x in tensors])
         padded = torch.nn.functional.pad(content, (0, len(pages) * self.layout.page_bytes - len(content)))
-        self._bytes[pages.to(self.device)] = padded.view(len(pages), -1)
+        self.write_raw(pages, padded.view(len(pages), -1))
 
     def read(self, pages: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """A copy of tensors that were written to pages, int64 [k], CPU; `like` has their shapes and dtypes."""
-        content = self._bytes[pages.to(self.device)].flatten()
+        content = self.read_raw(pages).flatten()
         parts = content[: sum(x.nbytes for x in like)].split([x.nbytes for x in like])
         return [part.view(x.dtype).view(x.shape) for part, x in zip(parts, like, strict=True)]
 
-    def read_raw(self, pages: Sequence[int]) -> torch.Tensor:
-        """A copy of whole pages, uint8 [k, page bytes], on the CPU."""
-        return self._bytes[torch.tensor(pages, dtype=torch.long, device=self.device)].cpu()
+    def read_raw(self, pages: torch.Tensor) -> torch.Tensor:
+        """A copy of whole pages, int64 [k], CPU -> uint8 [k, page bytes]."""
+        return self._bytes[pages.to(self.device)]
 
-    def write_raw(self, pages: Sequence[int], content: torch.Tensor) -> None:
-        """Writes whole pages, uint8 [k, page bytes]."""
-        self._bytes[torch.tensor(pages, dtype=torch.long, device=self.device)] = content.to(self.device)
+    def write_raw(self, pages: torch.Tensor, content: torch.Tensor) -> None:
+        """Writes whole pages, int64 [k], CPU, from uint8 [k, page bytes] on any device."""
+        self._bytes[pages.to(self.device)] = content.to(self.device)
 
-    def clear(self, pages: Sequence[int]) -> None:
-        """Writes zeros."""
-        self._bytes[torch.tensor(pages, dtype=torch.long, device=self.device)] = 0
+    def clear(self, pages: torch.Tensor) -> None:
+        """Writes zeros to pages, int64 [k], CPU."""
+        self._bytes[pages.to(self.device)] = 0
 
     def copy(self, source: Sequence[int], target: Sequence[int]) -> None:
         """Copies pages' contents."""

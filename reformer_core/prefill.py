@@ -138,5 +138,5 @@ class Prefill:
             return pages[None], pages[None, :0], pages[:0]
         token_pages, order_pages, state_pages = arrange_pages(self._pool.layout, self._pages, len(self._token_ids))
         # What the last pages don't fill is somebody's from before, and a document can leave this machine.
-        self._pool.clear([*token_pages[:, -1:].flatten().tolist(), *order_pages[:, -1:].flatten().tolist()])
+        self._pool.clear(torch.cat([token_pages[:, -1:].flatten(), order_pages[:, -1:].flatten()]))
         return token_pages, order_pages, state_pages

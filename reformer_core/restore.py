@@ -52,7 +52,7 @@ class RestoreRequest(Request):
         self._pages = []
 
     def _work(self) -> Iterator[bool]:
-        pool, pages, done = self.resources.pool, self._pages, 0
+        pool, pages, done = self.resources.pool, torch.tensor(self._pages), 0
         while done < len(pages):
             content = self._source.take()
             if content is None:
@@ -62,7 +62,7 @@ class RestoreRequest(Request):
             done += len(content)
             self.tell_progress(done / len(pages))
             yield True
-        token_pages, order_pages, state_pages = arrange_pages(pool.layout, pages, self.tokens)
+        token_pages, order_pages, state_pages = arrange_pages(pool.layout, self._pages, self.tokens)
         document = Document(pool, self._token_ids, token_pages, order_pages, state_pages, scores=self._scores)
         self.sink.emit(DocumentReady(document))
         self.document = document

@@ -87,18 +87,18 @@ class DocumentRegistry:
         if limits.documents is None and limits.document_bytes is None:
             return
         known = [each for each in self._archive.known(name.tenant) if each.expire_time > self._clock()]
-        documents = {record.document_id: record.identity.digest for record in known}
-        sizes = {record.identity.digest: record.memory_bytes for record in known}
+        documents = {record.document_id: record.identity for record in known}
+        sizes = {record.identity: record.memory_bytes for record in known}
         for entry in self._entries.values():
             if entry.name.tenant == name.tenant:
-                content = self._archive.identity(entry.key).digest
+                content = self._archive.identity(entry.key)
                 documents[entry.name.document_id] = content
                 sizes[content] = entry.memory_bytes
         others = documents.keys() - {name.document_id}
         if limits.documents is not None and len(others) >= limits.documents:
             raise TenantQuotaError("documents", len(others) + 1, limits.documents)
         held = sum(sizes[content] for content in {documents[other] for other in others})
-        if key is not None and self._archive.identity(key).digest in sizes:
+        if key is not None and self._archive.identity(key) in sizes:
             memory_bytes = 0
         if limits.document_bytes is not None and held + memory_bytes > limits.document_bytes:
             raise TenantQuotaError("document bytes", held + memory_bytes, limits.document_bytes)
