@@ -96,7 +96,7 @@ class EngineThread:
                     error.retry_seconds = self.seconds_until_room()
                     raise
             finally:
-                self._submitting[stream.owner] -= 1
+                self._submitting -= Counter({stream.owner: 1})  # which forgets owners that have nothing on their way
 
     def check_queue(self, owner: Hashable) -> None:
         """Raises QueueFullError at once if the engine would, once it has finished its turn."""

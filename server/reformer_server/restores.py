@@ -15,6 +15,7 @@ from reformer_server.engine_thread import EngineThread
 from reformer_server.errors import StoredDocumentDamagedError, StoreUnavailableError
 from reformer_server.joint import JointWork, Report, Work
 from reformer_server.metrics import Metrics
+from reformer_server.served_model import ServedModel
 from reformer_server.store.data import DataReader
 
 MOST_SLICES = 4  # that have arrived and wait for the engine: 32 MiB
@@ -56,8 +57,10 @@ class ArrivingPages:
 class Restores:
     """All documents that are being restored."""
 
-    def __init__(self, engine: EngineThread, archive: Archive, cache: DocumentCache, metrics: Metrics) -> None:
-        self._engine, self._archive, self._cache, self._metrics = engine, archive, cache, metrics
+    def __init__(
+        self, model: ServedModel, engine: EngineThread, archive: Archive, cache: DocumentCache, metrics: Metrics
+    ) -> None:
+        self._model, self._engine, self._archive, self._cache, self._metrics = model, engine, archive, cache, metrics
         self._work: JointWork[ContentKey, CachedDocument] = JointWork(give_up=cache.release)
 
     @asynccontextmanager
@@ -89,6 +92,8 @@ class Restores:
         if manifest is None:
             raise StoredDocumentDamagedError("its content is gone")
         try:
+            if (manifest.pages, manifest.page_bytes) != self._model.page_sizes(manifest.tokens):
+                raise StoredDocumentDamagedError("its pages aren't those of so many tokens")
             reader = await archive.reader(manifest)
             source = ArrivingPages(self._engine)
             filling = asyncio.create_task(source.fill(archive, reader))

@@ -16,7 +16,8 @@ from reformer_core import (
     load_tokenizer,
 )
 from reformer_core.checkpoint import model_directory
-from reformer_core.pages import PAGE_TOKENS
+from reformer_core.document import document_pages
+from reformer_core.pages import PAGE_TOKENS, PageLayout
 from reformer_server.settings import Settings
 from reformer_server.store.manifest import ModelIdentity
 
@@ -57,6 +58,11 @@ class ServedModel:
             hashing=hashlib.sha256(hashing.encode()).hexdigest(),
             pages=f"{dtype} {PAGE_TOKENS}",
         )
+
+    def page_sizes(self, tokens: int) -> tuple[int, int]:
+        """Pages of a document of so many tokens, and bytes a page."""
+        layout = PageLayout(self.model.config, self.model.dtype)
+        return sum(document_pages(layout, tokens)), layout.page_bytes
 
     def document_bytes(self, tokens: int, *, with_scores: bool) -> int:
         """Memory of a document of so many tokens."""

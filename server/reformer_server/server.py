@@ -81,7 +81,7 @@ class Server:
         )
         self.cache = DocumentCache(self._free, self.metrics)
         self.archive = building.open_archive(settings, model, self.metrics)
-        self.restores = Restores(self.engine, self.archive, self.cache, self.metrics)
+        self.restores = Restores(model, self.engine, self.archive, self.cache, self.metrics)
         self.documents = DocumentRegistry(self.uploads, self.cache, self.archive, self.restores, self.metrics)
         self.write_behind: WriteBehind | None = None
         if isinstance(self.archive, StoreArchive):

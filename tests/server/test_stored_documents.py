@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +20,8 @@ from reformer.v1 import inference_pb2 as pb
 from reformer_core import ReformerModel
 from reformer_server import ServedModel
 from reformer_server.settings import SettingsError
+from reformer_server.store.data import Shape
+from reformer_server.store.manifest import ContentManifest, seal, unseal
 from tests.server.conftest import Running, running_server
 from tests.server.statuses import refused
 from tests.server.test_real_engine import TEXT, make_engine
@@ -226,6 +229,28 @@ async def test_damage_is_told_and_mended_by_the_next_upload(
         await create_document(running, TEXT, document_id="a")
         assert await generate(running, "a") == expected
         await until_stored(running, "a")
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+async def test_a_forged_number_of_pages_is_damage(serve: Callable[..., Any], folder: Path, change: int) -> None:
+    """All digests are right, and yet no document can come of it: the engine isn't left waiting for pages."""
+    async with serve() as running:
+        await create_document(running, TEXT, document_id="a")
+        await until_stored(running, "a")
+    [data] = data_files(folder)
+    [path] = files(folder, "*/contents/*.json")
+    true = unseal(path.read_bytes(), ContentManifest)
+    shape = Shape(true.tokens, true.has_scores, true.pages, true.page_bytes)
+    forged = replace(shape, pages=true.pages + change)
+    body = data.read_bytes()[len(shape.header) :] + bytes(true.page_bytes)
+    content = (forged.header + body)[: forged.nbytes]
+    data.write_bytes(content)
+    facts = {"pages": forged.pages, "data_bytes": len(content), "data_sha256": hashlib.sha256(content).hexdigest()}
+    path.write_bytes(seal(true.model_copy(update=facts)))
+    async with serve() as running:
+        with refused(grpc.StatusCode.DATA_LOSS):
+            await generate(running, "a")
+        await running.until_idle()
 
 
 async def test_another_models_document_is_refused(serve: Callable[..., Any], served_model: ServedModel) -> None:
