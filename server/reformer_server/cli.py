@@ -70,13 +70,14 @@ async def _serve(settings: Settings, *, as_json: bool) -> None:
         asyncio.get_running_loop().add_signal_handler(number, server.tell_to_stop)
     try:
         await server.start()
-        click.echo(_json_announcement(server) if as_json else _announcement(server))
+        click.echo(json_announcement(server) if as_json else announcement(server))
         await server.until_stopped()
     finally:
         await server.stop()
 
 
-def _json_announcement(server: Server) -> str:
+def json_announcement(server: Server) -> str:
+    """What has been started, in one line for programs."""
     load = server.engine.load
     facts = {
         "version": VERSION,
@@ -85,6 +86,7 @@ def _json_announcement(server: Server) -> str:
         "port": server.port,
         "metrics_port": server.metrics_port,
         "access": str(server.access),
+        "store": server.settings.store_url,
         "max_tokens": server.model.max_tokens,
         "weights_bytes": load.weights_bytes,
         "page_bytes": load.total_page_bytes,
@@ -92,7 +94,8 @@ def _json_announcement(server: Server) -> str:
     return json.dumps(facts)
 
 
-def _announcement(server: Server) -> str:
+def announcement(server: Server) -> str:
+    """What has been started, in a few lines for people."""
     model, load, host = server.model.model, server.engine.load, server.settings.host
     dtype = str(model.dtype).removeprefix("torch.")
     return "\n".join(
@@ -101,6 +104,7 @@ def _announcement(server: Server) -> str:
             f"up to {server.model.max_tokens:,} tokens",
             f"memory   {format_size(load.weights_bytes)} weights, "
             f"{format_size(load.total_page_bytes)} for documents and sessions",
+            f"store    {server.settings.store_url or 'none: documents end with this process'}",
             f"metrics  http://{host}:{server.metrics_port}/metrics",
             f"serving  {host}:{server.port}, {server.access}  (Ctrl-C stops)",
         )

@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from reformer_core.pace import LONGEST_DELAY_SECONDS, SHORTEST_DELAY_SECONDS
 from reformer_server.archive import Archive
 from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.content import ContentKey, DocumentName
@@ -20,6 +19,7 @@ from reformer_server.errors import (
     StoreUnavailableError,
     TenantQuotaError,
 )
+from reformer_server.leases import seconds_until_one_ends
 from reformer_server.metrics import Metrics
 from reformer_server.restores import Restores
 from reformer_server.store.manifest import DocumentRecord
@@ -215,8 +215,7 @@ class DocumentRegistry:
 
     def seconds_until_one_ends(self) -> float:
         """Until the next lease ends, within a minute: then there is more room."""
-        ends = [entry.expire_time - self._clock() for entry in self._entries.values()]
-        return min(max(min(ends, default=0.0), SHORTEST_DELAY_SECONDS), LONGEST_DELAY_SECONDS)
+        return seconds_until_one_ends((entry.expire_time for entry in self._entries.values()), self._clock())
 
     # -- with the store
 

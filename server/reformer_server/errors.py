@@ -121,13 +121,14 @@ class StoreUnavailableError(ServerError):
 class StoreFullError(ServerError):
     """The store can't keep one more document for as long as its lease says."""
 
-    def __init__(self, needed_bytes: int, free_bytes: int) -> None:
+    def __init__(self, needed_bytes: int, free_bytes: int, retry_seconds: float = 1.0) -> None:
         super().__init__(
             f"the document needs {needed_bytes:,} bytes of storage for its lease, {free_bytes:,} are free; "
             "delete documents, or wait until leases end"
         )
         self.needed_bytes = needed_bytes
         self.free_bytes = free_bytes
+        self.retry_seconds = retry_seconds
 
 
 class TenantQuotaError(ServerError):

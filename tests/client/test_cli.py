@@ -165,6 +165,14 @@ def test_a_server_that_is_down() -> None:
     assert "Is a server running at localhost:1? `reformer serve` starts one" in line
 
 
+def test_a_server_that_says_why_it_cant_is_running() -> None:
+    said = error_details_pb2.ErrorInfo(reason="STORE_UNAVAILABLE", domain="reformer")
+    line = explain(
+        ERROR_CLASSES[grpc.StatusCode.UNAVAILABLE]("the document store can't be used now", details=[said]), "here:1"
+    )
+    assert line == "the document store can't be used now"
+
+
 @pytest.mark.parametrize("code", ERROR_CLASSES, ids=lambda code: code.name)
 def test_every_error_has_one_line(code: grpc.StatusCode) -> None:
     retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=3))

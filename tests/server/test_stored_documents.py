@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +20,7 @@ from reformer.v1 import document_pb2
 from reformer.v1 import inference_pb2 as pb
 from reformer_core import ReformerModel
 from reformer_server import ServedModel
+from reformer_server.cli import announcement, json_announcement
 from reformer_server.settings import SettingsError
 from reformer_server.store.data import Shape
 from reformer_server.store.manifest import ContentManifest, seal, unseal
@@ -345,6 +347,15 @@ async def test_many_calls_wait_for_one_restore(serve: Callable[..., Any]) -> Non
         first, *others = await asyncio.gather(*(generate(running, "a") for _ in range(8)))
         assert all(other == first for other in others)
         assert running.metric("prefill_tokens_total", source="restored") == len(TEXT)
+
+
+async def test_the_start_says_where_documents_are_kept(serve: Callable[..., Any], folder: Path) -> None:
+    async with serve() as running:
+        assert f"store    {folder}\n" in announcement(running.server)
+        assert json.loads(json_announcement(running.server))["store"] == str(folder)
+    async with serve(store="none") as running:
+        assert "store    none: documents end with this process\n" in announcement(running.server)
+        assert json.loads(json_announcement(running.server))["store"] is None
 
 
 async def test_a_store_that_cant_be_used_is_named_at_start(served_model: ServedModel, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def explain(error: errors.ReformerError, server: str) -> str:
 
 def _hint(error: errors.ReformerError, server: str) -> str:
     match error:
-        case errors.UnavailableError():
+        case errors.UnavailableError() if error.reason is None:  # else a server has said so
             return f"Is a server running at {server}? `reformer serve` starts one, --server names another."
         case errors.DeadlineExceededError():
             return "Allow more with --timeout SECONDS."

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from reformer_server.errors import StoredDocumentDamagedError, StoreFullError
+from reformer_server.leases import seconds_until_one_ends
 from reformer_server.store.blobs import UNFINISHED, Blob
 from reformer_server.store.document_store import CONTENTS, DocumentStore
 from reformer_server.store.manifest import ContentIdentity, DocumentRecord
@@ -59,7 +60,8 @@ class Housekeeping:
             frees = [] if self.quota_bytes is None else [self.quota_bytes - self.usage.nbytes - promised]
             frees += [] if disk_bytes is None else [disk_bytes - promised]
             if frees and nbytes > min(frees):
-                raise StoreFullError(nbytes, max(min(frees), 0))
+                ends = (record.expire_time for record in self.usage.records)
+                raise StoreFullError(nbytes, max(min(frees), 0), seconds_until_one_ends(ends, self.clock()))
             self._promised[content] = nbytes
 
     def settle(self, content: str, *, written_bytes: int) -> None:

@@ -108,6 +108,13 @@ def test_no_more_is_promised_than_the_quota_holds(store: DocumentStore, housekee
     with pytest.raises(StoreFullError) as caught:
         housekeeping.promise("b", 500_000)
     assert (caught.value.needed_bytes, caught.value.free_bytes) == (500_000, 400_000)
+    assert caught.value.retry_seconds == 1
+    store.keep(record("a", expire_time=1520.0))
+    housekeeping.sweep()
+    with pytest.raises(StoreFullError) as caught:
+        housekeeping.promise("b", 500_000)
+    assert caught.value.retry_seconds == 20
+    store.forget("one", "a")
     housekeeping.settle("a", written_bytes=0)
     housekeeping.promise("b", 500_000)
     housekeeping.settle("b", written_bytes=500_000)
