@@ -57,7 +57,8 @@ class Pace:
         self._last_end = now
         if well and isinstance(request, GenerateRequest) and request.generated > 1:
             self._used_share.observe(request.generated / request.params.max_tokens)
-            self._seconds_per_token.observe(request.timings.decode_seconds / (request.generated - 1))
+            if not request.was_parked:  # else its reader's pace would be taken for the engine's
+                self._seconds_per_token.observe(request.timings.decode_seconds / (request.generated - 1))
 
     def idle(self) -> None:
         """Nothing is left to do: the time until the next end says nothing of a request's."""

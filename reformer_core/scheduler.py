@@ -188,7 +188,12 @@ class Scheduler:
 
     def _decode(self) -> bool:
         """A token for each generation whose reader has room: chosen, emitted, and appended where it goes on."""
-        batch = [request for request in list(self.decoding) if self._is_ready(request)]
+        batch = []
+        for request in list(self.decoding):
+            if self._is_ready(request):
+                batch.append(request)
+            else:
+                request.was_parked = True
         self.decode_batch_size = len(batch)
         self._stopwatch.start()
         self._together(self._choose, batch)

@@ -87,6 +87,8 @@ class GenerateRequest(SessionRequest):
         super().__init__(resources, needs, document, tail_pages, len(prompt_ids), sink, deadline)
         self.params, self.output, self.prompt_ids = params, output, prompt_ids
         self.generated = 0
+        self.was_parked = False
+        """Whether its reader was ever so far behind that it was left out of a step."""
         self.last_id = -1
         self._prefill: Prefill | None = None
 

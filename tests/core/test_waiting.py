@@ -153,3 +153,19 @@ def test_a_document_never_takes_the_room_of_what_was_there_before() -> None:
     run(engine)
     assert all(reader.reason for reader in (*readers, *others))
     check_idle(engine, [reader.document for reader in others])
+
+
+def test_a_slow_reader_isnt_taken_for_a_slow_engine() -> None:
+    model = text_model()
+    engine = tiny_engine(model)
+    params = SamplingParams(max_tokens=5, temperature=0)
+    run(engine, engine.submit_generate(None, random_tokens(model, 5), params, Reader()))
+    before = engine._scheduler._pace._seconds_per_token.cautious
+    slow = Reader(room=2)
+    request = engine.submit_generate(None, random_tokens(model, 5), params, slow)
+    run_until(engine, lambda: not engine.step())
+    time.sleep(0.5)
+    slow.room = None
+    run(engine, request)
+    assert len(slow.ids) == 5
+    assert engine._scheduler._pace._seconds_per_token.cautious == before

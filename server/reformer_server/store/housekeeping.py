@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -12,7 +12,7 @@ from reformer_server.errors import StoredDocumentDamagedError, StoreFullError
 from reformer_server.leases import seconds_until_one_ends
 from reformer_server.store.blobs import UNFINISHED, Blob
 from reformer_server.store.document_store import CONTENTS, DocumentStore
-from reformer_server.store.manifest import ContentIdentity, DocumentRecord
+from reformer_server.store.manifest import DocumentRecord
 
 GRACE_SECONDS = 60.0
 """How long a content without an id is left alone: an id for it may be on its way, here or on another replica."""
@@ -82,22 +82,44 @@ class Housekeeping:
         Replicas may do so at the same time. Raises StoreUnavailableError.
         """
         now = self.clock()
-        blobs = self.store.listing()
-        self.store.forget_records_but({blob.name for blob in blobs})
-        records = []
-        for record in self.store.read_records(blobs):
-            if record.expire_time <= now:
-                self.store.forget(record.identity.tenant, record.document_id)
-            else:
-                records.append(record)
-        useless = self._useless(blobs, {record.identity.digest: record.identity for record in records})
-        self._clear(useless, now)
+        blobs, records = self._look(now)
+        useless = self._useless(blobs, records)
+        if due := self._due(useless, now):
+            # Looking takes a while, in which an id may have come to stand for a content again.
+            blobs, records = self._look(now)
+            useless = self._useless(blobs, records)
+            for blob in due & useless:
+                self.store.blobs.delete(blob.name)
         nbytes = sum(blob.size for blob in blobs if f"/{CONTENTS}/" in blob.name and blob not in useless)
         with self._lock:
             self.usage = Usage(nbytes, tuple(records))
 
-    def _useless(self, blobs: Sequence[Blob], needed: Mapping[str, ContentIdentity]) -> set[Blob]:
+    def _look(self, now: float) -> tuple[list[Blob], list[DocumentRecord]]:
+        """All blobs, and the ids whose lease runs; the others are dropped."""
+        blobs = self.store.listing()
+        self.store.forget_records_but({blob.name for blob in blobs})
+        records = []
+        for listed in self.store.read_records(blobs):
+            record: DocumentRecord | None = listed
+            if listed.expire_time <= now:
+                record = self._unless_ended(listed, now)
+            if record is not None:
+                records.append(record)
+        return blobs, records
+
+    def _unless_ended(self, listed: DocumentRecord, now: float) -> DocumentRecord | None:
+        """What an id stands for by now, if its lease has been prolonged since; else it is dropped."""
+        tenant, document_id = listed.identity.tenant, listed.document_id
+        with suppress(StoredDocumentDamagedError):
+            record = self.store.record(tenant, document_id)
+            if record is not None and record.expire_time > now:
+                return record
+            self.store.forget(tenant, document_id)
+        return None
+
+    def _useless(self, blobs: Sequence[Blob], records: Sequence[DocumentRecord]) -> set[Blob]:
         """What is unfinished, of a content that no id stands for, or data in whose place there is other data."""
+        needed = {record.identity.digest: record.identity for record in records}
         useless, data_of = set(), defaultdict(list)
         for blob in blobs:
             path = PurePosixPath(blob.name)
@@ -113,10 +135,10 @@ class Housekeeping:
                     useless |= {blob for blob in data if manifest and not blob.name.endswith(f"/{manifest.data}")}
         return useless
 
-    def _clear(self, useless: set[Blob], now: float) -> None:
-        """Deletes what has been of no use for a while, and remembers what is so for the first time."""
-        self._useless_since = {blob.name: self._useless_since.get(blob.name, now) for blob in useless}
-        for blob in useless:
-            patience = UNFINISHED_SECONDS if blob.name.endswith(UNFINISHED) else self.grace_seconds
-            if now - self._useless_since[blob.name] >= patience:
-                self.store.blobs.delete(blob.name)
+    def _due(self, useless: set[Blob], now: float) -> set[Blob]:
+        """What has been of no use for long enough; what is so for the first time is remembered."""
+        self._useless_since = since = {blob.name: self._useless_since.get(blob.name, now) for blob in useless}
+        return {blob for blob in useless if now - since[blob.name] >= self._patience(blob)}
+
+    def _patience(self, blob: Blob) -> float:
+        return UNFINISHED_SECONDS if blob.name.endswith(UNFINISHED) else self.grace_seconds

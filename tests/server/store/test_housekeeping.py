@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from reformer_server.errors import StoreFullError
-from reformer_server.store.blobs import UNFINISHED
+from reformer_server.store.blobs import UNFINISHED, Blob
 from reformer_server.store.document_store import DocumentStore
 from reformer_server.store.housekeeping import UNFINISHED_SECONDS, Housekeeping
 from tests.server.clock import Clock
@@ -132,3 +132,32 @@ def test_a_full_disk_is_a_full_store(store: DocumentStore) -> None:
         return
     with pytest.raises(StoreFullError):
         housekeeping.promise("a", 2**60, free_bytes)
+
+
+def test_what_changes_during_a_sweep_is_looked_at_again(
+    store: DocumentStore, housekeeping: Housekeeping, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An id that is made again just when its lease ends, and one for a content that was about to go, stay."""
+    write(store, identity(1), small_document())
+    write(store, identity(2), small_document())
+    store.keep(record("ends", identity(1), expire_time=1560.0))
+    housekeeping.sweep()
+    clock.now += housekeeping.grace_seconds
+    listing, slow = store.listing, True
+
+    def slowly() -> list[Blob]:
+        nonlocal slow
+        blobs = listing()
+        if slow:
+            slow = False
+            store.keep(record("ends", identity(1), expire_time=9000.0))
+            store.keep(record("new", identity(2), expire_time=9000.0))
+        return blobs
+
+    monkeypatch.setattr(store, "listing", slowly)
+    housekeeping.sweep()
+    assert not slow
+    for document_id, content in (("ends", 1), ("new", 2)):
+        assert store.record("one", document_id) is not None
+        assert store.find(identity(content)) is not None
+    assert {found.document_id for found in housekeeping.usage.records} == {"ends", "new"}
