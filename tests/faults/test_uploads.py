@@ -39,17 +39,20 @@ async def facts(document: AsyncDocument) -> tuple[bytes, int, int, bytes]:
 @pytest.mark.usefixtures("small_blocks")
 async def test_cut_at_random_bytes(server: ServerProcess, campaign: Campaign) -> None:
     randomness, times = random.Random(5), campaign.times("uploads cut")
-    cuts = resumed = equal = content_bytes = 0
-    async with AsyncClient(server.address) as client, proxying(server.port) as proxy:
+    cuts = resumed = equal = content_bytes = sent_bytes = 0
+    async with AsyncClient(server.address) as client:
         for number in range(times):
             ids = array.array("I", randomness.choices(range(258), k=randomness.randrange(4000, 12_000)))
-            content, before = ids.tobytes(), (proxy.cuts, proxy.connections)
-            proxy.upcoming.extend(cut(randomness, len(content)) for _ in range(randomness.randint(1, MOST_CUTS)))
-            async with AsyncClient(proxy.address, retry=RETRY) as broken:
-                document = await broken.documents.create(ids, document_id=f"cut-{number}", keep_scores=True)
-                resumed += proxy.connections > before[1] + 1
-            proxy.upcoming.clear()
-            cuts += proxy.cuts - before[0]
+            content = ids.tobytes()
+            # An address of its own: else gRPC may give a client the connection of the one before, if that isn't
+            # closed yet.
+            async with proxying(server.port) as proxy:
+                proxy.upcoming.extend(cut(randomness, len(content)) for _ in range(randomness.randint(1, MOST_CUTS)))
+                async with AsyncClient(proxy.address, retry=RETRY) as broken:
+                    document = await broken.documents.create(ids, document_id=f"cut-{number}", keep_scores=True)
+                resumed += proxy.connections > 1
+                cuts += proxy.cuts
+                sent_bytes += proxy.to_server_bytes
             content_bytes += len(content)
             assert not document.cached
             assert document.info.sha256 == hashlib.sha256(content).digest()
@@ -62,6 +65,6 @@ async def test_cut_at_random_bytes(server: ServerProcess, campaign: Campaign) ->
         "uploads cut",
         Bar("uploads that went on over a further connection", resumed, least=0.9 * times),
         Bar("connections that were cut", cuts, least=times),
-        Bar("bytes sent ÷ bytes of the contents", proxy.to_server_bytes / content_bytes, most=1.5),
+        Bar("bytes sent ÷ bytes of the contents", sent_bytes / content_bytes, most=1.5),
         Bar("documents with the digest and the scores of an undisturbed upload", equal, least=times, most=times),
     )
