@@ -188,7 +188,7 @@ def show(name: str, result: dict[str, Any]) -> None:
         axes.set(
             xlabel="calls that arrive ÷ the most that can be answered", ylabel="answers a second", title="Overload"
         )
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.2 * result["most_answers_per_second"])
         axes.legend()
 
 
