@@ -15,7 +15,8 @@ from tests.faults.proxy import Fault, Faults, proxying
 
 BLOCK_BYTES = 4096  # of what the client sends at a time, so that there are many places to go on from
 MOST_CUTS = 3
-RETRY = RetryPolicy(max_attempts=MOST_CUTS + 2, initial_backoff_seconds=0.01)
+# After a connection that broke in its first bytes, gRPC makes no other for 0.2 s and more; calls fail meanwhile.
+RETRY = RetryPolicy(max_attempts=MOST_CUTS + 6, initial_backoff_seconds=0.2)
 
 
 @pytest.fixture
@@ -47,14 +48,16 @@ async def test_cut_at_random_bytes(server: ServerProcess, campaign: Campaign) ->
             # An address of its own: else gRPC may give a client the connection of the one before, if that isn't
             # closed yet.
             async with proxying(server.port) as proxy:
-                proxy.upcoming.extend(cut(randomness, len(content)) for _ in range(randomness.randint(1, MOST_CUTS)))
+                faults = [cut(randomness, len(content)) for _ in range(randomness.randint(1, MOST_CUTS))]
+                proxy.upcoming.extend(faults)
                 async with AsyncClient(proxy.address, retry=RETRY) as broken:
                     document = await broken.documents.create(ids, document_id=f"cut-{number}", keep_scores=True)
                 resumed += proxy.connections > 1
                 cuts += proxy.cuts
                 sent_bytes += proxy.to_server_bytes
             content_bytes += len(content)
-            assert not document.cached
+            # If an answer was cut, the document can have been there when the call was made again.
+            assert not document.cached or any(fault.to_client.cut_at is not None for fault in faults)
             assert document.info.sha256 == hashlib.sha256(content).digest()
             after_cuts = await facts(await client.documents.get(document.id))
             await client.documents.delete(document.id)
