@@ -35,6 +35,7 @@ TIMES = {
     "readers that stall": Times(10, 100),
     "allocations that fail in the engine": Times(20, 1000),
     "allocations that fail in the server": Times(1, 10),
+    "allocations that fail in a restore": Times(1, 20),
     "connections corrupted": Times(150, 500),
 }
 """All faults, by the name that the record has for them."""

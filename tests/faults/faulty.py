@@ -36,6 +36,7 @@ FAULTS: dict[str, tuple[str, str, Callable[[], None]]] = {
     "read": ("reformer_core.lsh_pass", "attend_slots", allocation_fails),
     "extend": ("reformer_core.extend", "extend_slice", allocation_fails),
     "sample": ("reformer_core.decoding", "sample", allocation_fails),
+    "restore": ("reformer_core.pages:PagePool", "write_raw", allocation_fails),
     "decode": ("reformer_core.decode_graphs", "decode_step", allocation_fails),
 }
 """Where each happens, in which function, and what."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bars import Bar
+from benchmarks.serving import ServerProcess
 from reformer_client import AsyncClient, ResourceExhaustedError, RetryPolicy
 from tests.e2e.conftest import until
 from tests.faults import faulty
@@ -47,6 +48,13 @@ BESIDE_A_STREAM: list[tuple[str, Call]] = [
 ALONE: list[tuple[str, Call]] = [("sample", generate), ("decode", generate)]  # in a batch they would be taken in halves
 
 
+async def arm(server: ServerProcess, name: str) -> None:
+    """The next fault of the program is to happen, which has this name."""
+    server.process.send_signal(signal.SIGUSR1)
+    assert server.process.stdout is not None
+    assert await asyncio.to_thread(server.process.stdout.readline) == f"{name}\n"
+
+
 async def test_only_that_call_fails(start: Start, campaign: Campaign) -> None:
     fault, failed = "allocations that fail in the server", 0
     times, names = campaign.times(fault), [name for name, _ in (*BESIDE_A_STREAM, *ALONE)]
@@ -55,9 +63,7 @@ async def test_only_that_call_fails(start: Start, campaign: Campaign) -> None:
         expected = {call: await call(client) for call in (upload, score, generate)}
 
         async def fail(name: str, call: Call) -> int:
-            server.process.send_signal(signal.SIGUSR1)
-            assert server.process.stdout is not None
-            assert await asyncio.to_thread(server.process.stdout.readline) == f"{name}\n"
+            await arm(server, name)
             with pytest.raises(ResourceExhaustedError) as caught:
                 await call(client)
             assert caught.value.reason == "OUT_OF_MEMORY"
@@ -79,3 +85,27 @@ async def test_only_that_call_fails(start: Start, campaign: Campaign) -> None:
     campaign.measured(
         fault, Bar("calls that failed, each followed by one that succeeded", failed, least=len(names) * times)
     )
+
+
+async def test_a_document_comes_back_all_the_same(start: Start, campaign: Campaign, tmp_path: Path) -> None:
+    """A restore that fails takes nothing out of the store, and the next one of the same document succeeds."""
+    fault, failed = "allocations that fail in a restore", 0
+    times = campaign.times(fault)
+    async with AsyncClient((first := start("--store", tmp_path)).address) as client:
+        documents = [await client.documents.create(f"{TEXT}{number}") for number in range(times)]
+        expected = [await document.generate(max_tokens=5, seed=1).collect() for document in documents]
+    await asyncio.to_thread(first.stop)
+    program = [sys.executable, str(Path(faulty.__file__)), ",".join(["restore"] * times)]
+    server = start("--store", tmp_path, program=program)
+    async with AsyncClient(server.address, retry=RetryPolicy(max_attempts=1)) as client:
+        for document, whole in zip(documents, expected, strict=True):
+            restored = await client.documents.get(document.id)
+            await arm(server, "restore")
+            with pytest.raises(ResourceExhaustedError):
+                await restored.generate(max_tokens=5, seed=1).collect()
+            failed += 1
+            assert (await restored.generate(max_tokens=5, seed=1).collect()).ids == whole.ids
+            await restored.delete()
+    assert idle(server)
+    assert "Traceback" not in server.log, server.log
+    campaign.measured(fault, Bar("restores that failed, each followed by one that succeeded", failed, least=times))
