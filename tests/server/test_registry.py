@@ -1,8 +1,8 @@
-"""The registry and the uploads by themselves, with a clock that the test moves."""
+"""The registry by itself, with a clock that the test moves."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,109 +10,30 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from reformer.v1 import document_pb2
 from reformer_server.archive import Archive
 from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.content import ContentKey, DocumentName
-from reformer_server.documents import MAX_REMEMBERED_IDS, DocumentRegistry
-from reformer_server.entries import Entry
+from reformer_server.documents import MAX_REMEMBERED_IDS
 from reformer_server.errors import (
     DocumentExistsError,
     DocumentNotFoundError,
     StoredDocumentDamagedError,
     TenantQuotaError,
-    UploadAbortedError,
-    UploadMemoryError,
 )
 from reformer_server.metrics import Metrics
-from reformer_server.store.manifest import DocumentRecord, ModelIdentity
+from reformer_server.store.manifest import DocumentRecord
 from reformer_server.tenants import Limits
-from reformer_server.uploads import UploadHeader, Uploads
+from reformer_server.uploads import UploadHeader
 from tests.server.clock import Clock
-
-TEXT = document_pb2.CONTENT_TYPE_TEXT
-A = DocumentName("one", "a")
-X, Y = b"x" * 32, b"y" * 32
-
-
-def make_uploads(clock: Clock, *, memory_bytes: int = 100, retention_seconds: float = 60) -> Uploads:
-    return Uploads(
-        max_content_bytes=memory_bytes, memory_bytes=memory_bytes, retention_seconds=retention_seconds, clock=clock
-    )
-
-
-def document() -> Any:
-    return SimpleNamespace(nbytes=10, tokens=10, scores=None)
-
-
-class FakeArchive(Archive):
-    """A store that is always there, and has everything at once."""
-
-    keeps = True
-
-    def __init__(self) -> None:
-        model = ModelIdentity(weights="0" * 64, tokenizer="1" * 64, hashing="2" * 64, pages="float32 256")
-        super().__init__(model)
-        self.kept: dict[DocumentName, DocumentRecord] = {}
-
-    async def record(self, name: DocumentName, *, patience: float = 1) -> DocumentRecord | None:
-        return self.kept.get(name)
-
-    async def records(self, tenant: str) -> list[DocumentRecord]:
-        return [record for name, record in self.kept.items() if name.tenant == tenant]
-
-    async def keep(self, entry: Entry, wanted: Callable[[], bool]) -> None:
-        self.persist(entry)
-
-    async def forget(self, name: DocumentName) -> None:
-        self.kept.pop(name, None)
-
-    def persist(self, entry: Entry) -> None:
-        self.kept[entry.name] = self.record_of(entry)
-        entry.stored = True
-
-
-class FakeRestores:
-    """Puts back at once what is asked for."""
-
-    def __init__(self, cache: DocumentCache, living: list[Any]) -> None:
-        self._cache, self._living = cache, living
-
-    @asynccontextmanager
-    async def follow(self, key: ContentKey) -> AsyncIterator[Any]:
-        self._living.append(document())
-        cached = self._cache.put(key, self._living[-1], stored=True)
-
-        async def result() -> CachedDocument:
-            return cached
-
-        yield SimpleNamespace(result=result)
-        self._cache.release(cached)
-
-
-class Parts:
-    """A registry of one process, with what it is made of; `archive` outlives it."""
-
-    def __init__(self, clock: Clock, archive: Archive) -> None:
-        self.living: list[Any] = []
-        metrics = Metrics()
-        self.cache = DocumentCache(lambda cached: self.living.remove(cached.document), metrics, clock)
-        restores: Any = FakeRestores(self.cache, self.living)
-        self.registry = DocumentRegistry(make_uploads(clock), self.cache, archive, restores, metrics, clock)
-        if isinstance(archive, FakeArchive):
-            self.registry.persist = archive.persist
-
-    def create(self, name: DocumentName, key: ContentKey, lease_seconds: float) -> None:
-        cached = self.cache.get(key)
-        if cached is None:
-            self.living.append(document())
-            cached = self.cache.put(key, self.living[-1], stored=True)
-        else:
-            self.cache.retain(cached)
-        try:
-            self.registry.add(name, 1, cached, lease_seconds)
-        finally:
-            self.cache.release(cached)
+from tests.server.registry_parts import (
+    TEXT,
+    A,
+    FakeArchive,
+    Parts,
+    X,
+    Y,
+    document,
+)
 
 
 class Registry(RuleBasedStateMachine):
@@ -269,81 +190,6 @@ async def test_what_another_replica_does_is_seen_in_time(monkeypatch: pytest.Mon
     await there.registry.delete(name)
     with pytest.raises(DocumentNotFoundError):
         await here.registry.get(name)
-
-
-async def send(uploads: Uploads, id: str, data: bytes, total: int | None) -> None:
-    """A call that sends `data` and breaks off."""
-    async with uploads.hold(UploadHeader(DocumentName("one", id), TEXT, total, None)) as upload:
-        upload.append(document_pb2.ContentChunk(offset=upload.nbytes, data=data))
-
-
-async def test_only_uploads_of_known_size_are_kept() -> None:
-    uploads = make_uploads(Clock())
-    await send(uploads, "a", b"x" * 10, total=20)
-    await send(uploads, "b", b"x" * 10, total=None)
-    assert (uploads.state(A), uploads.state(DocumentName("one", "b"))) == ("uploading", None)
-    assert uploads.nbytes == 10
-
-
-async def test_broken_off_uploads_are_forgotten_in_time() -> None:
-    clock = Clock()
-    uploads = make_uploads(clock)
-    await send(uploads, "a", b"x", total=20)
-    clock.now += 59
-    uploads.sweep()
-    assert uploads.state(A)
-    clock.now += 1
-    uploads.sweep()
-    assert uploads.state(A) is None
-
-
-async def test_broken_off_uploads_make_room_oldest_first() -> None:
-    clock = Clock()
-    uploads = make_uploads(clock)
-    for id in "abc":
-        await send(uploads, id, b"x" * 30, total=50)
-        clock.now += 1
-    await send(uploads, "d", b"x" * 40, total=50)
-    assert [bool(uploads.state(DocumentName("one", id))) for id in "abcd"] == [False, True, True, True]
-
-
-async def test_running_uploads_are_never_forgotten() -> None:
-    uploads = make_uploads(Clock())
-    async with uploads.hold(UploadHeader(A, TEXT, 80, None)) as upload:
-        upload.append(document_pb2.ContentChunk(data=b"x" * 80))
-        with pytest.raises(UploadMemoryError) as caught:
-            await send(uploads, "b", b"x" * 30, total=50)
-        assert (caught.value.needed_bytes, caught.value.free_bytes) == (30, 20)
-        uploads.sweep()
-        assert upload.nbytes == 80
-
-
-@pytest.mark.parametrize("writing", [False, True])
-async def test_taken_over_call_ends_wherever_it_is(writing: bool) -> None:
-    """Reading the next chunk or, with its handler suspended at a `yield`, writing a response."""
-    uploads = make_uploads(Clock())
-    header = UploadHeader(A, TEXT, 80, None)
-    holding = asyncio.Event()
-
-    async def handler() -> AsyncIterator[None]:
-        async with uploads.hold(header):
-            holding.set()
-            if not writing:
-                await asyncio.sleep(10)
-            yield
-
-    async def call() -> None:
-        async with aclosing(handler()) as responses:
-            async for _ in responses:
-                await asyncio.sleep(10)
-
-    first = asyncio.create_task(call())
-    await holding.wait()
-    async with uploads.hold(header):
-        with pytest.raises(UploadAbortedError):
-            await first
-        assert first.cancelling() == 0
-    assert uploads.state(A) == "uploading"
 
 
 def scored_document() -> Any:
