@@ -1,14 +1,15 @@
 # Every target makes .venv first, if it isn't there or its requirements have changed. `make` lists the targets.
 # PYTHON=… chooses the interpreter that .venv is made from.
 
-BIN   := .venv/bin
-STAMP := .venv/.installed
+BIN    := .venv/bin
+STAMP  := .venv/.installed
+DEPLOY := .venv/.installed-deploy
 
 # What claims something about speed or memory. LONG= leaves those out that take an hour or more.
 BENCHMARKS := decode_context streams score_length where_time_goes first_token cancellation neighbours restore
 LONG       := train_memory million_tokens
 
-.PHONY: help venv proto format lint test demo fuzz soak bench bench-quick wheel clean
+.PHONY: help venv proto format lint test test-deploy demo fuzz soak bench bench-quick wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 13
@@ -32,6 +33,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+$(DEPLOY): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[deploy]'
+	@touch $@
+
 proto: $(STAMP) ## regenerate reformer.v1 from the .proto files
 	$(BIN)/buf format --write
 	$(BIN)/python protos/generate.py
@@ -51,6 +56,9 @@ lint: $(STAMP) ## formatting, lint, types, contract, generated code
 
 test: lint ## lint and all tests: what CI runs
 	$(BIN)/python -m pytest
+
+test-deploy: $(DEPLOY) ## render, validate and run what is in deploy/, with the tools themselves
+	$(BIN)/python -m pytest tests/deploy
 
 demo: $(STAMP) ## start a server, upload a novel, score it and continue it
 	$(BIN)/python examples/demo.py
