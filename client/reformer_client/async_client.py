@@ -15,6 +15,7 @@ from reformer_client.pictures import ImageCompletions, ImageSource, TokenizedIma
 from reformer_client.progress import OnProgress
 from reformer_client.results import Load, ModelInfo
 from reformer_client.retry import RetryPolicy
+from reformer_client.routing import Routing
 from reformer_client.scores import Scores
 from reformer_client.sources import Source, SourceNotSeekableError, open_content
 from reformer_client.streams import AsyncGenerationStream, AsyncScoreStream
@@ -34,6 +35,9 @@ class AsyncClient:
         retry: when and how often failed calls are tried again.
         keepalive: how dead connections are noticed.
         channel_options: further options of the gRPC channel.
+        routing: "document": `server` stands for several servers, as "dns:///reformer:50051" or "ipv4:10.0.0.1:50051,
+            10.0.0.2:50051", and calls about a document go to the same one of them. Default: they all go to one of
+            them, or to a proxy that knows.
 
     Every method raises ReformerError (see `reformer_client.errors`) for what goes wrong in a call.
     """
@@ -48,8 +52,9 @@ class AsyncClient:
         retry: RetryPolicy | None = None,
         keepalive: Keepalive | None = None,
         channel_options: ChannelOptions = (),
+        routing: Routing | None = None,
     ) -> None:
-        connection = Connection(server, tls, token, keepalive or Keepalive(), tuple(channel_options))
+        connection = Connection(server, tls, token, keepalive or Keepalive(), tuple(channel_options), routing)
         self._caller = Caller(connection, retry or RetryPolicy(), timeout)
         self.documents = AsyncDocuments(self._caller)
 
@@ -73,7 +78,8 @@ class AsyncClient:
     ) -> AsyncGenerationStream:
         """Continues a prompt (text or token ids) without a document; see `document.generate`."""
         request = messages.generate_message(None, prompt, sampling)
-        events = self._caller.stream(self._caller.services.inference.Generate, request, timeout=timeout)
+        method = self._caller.services.inference.Generate
+        events = self._caller.stream(method, request, timeout=timeout, is_result=messages.is_result)
         return AsyncGenerationStream(events, on_progress)
 
     async def score(
@@ -183,7 +189,8 @@ class AsyncClient:
 
             method = self._caller.services.inference.Score
             try:
-                async with aclosing(self._caller.exchange(method, requests, timeout=timeout)) as responses:
+                events = self._caller.exchange(method, requests, timeout=timeout, is_result=messages.is_result)
+                async with aclosing(events) as responses:
                     async for response in responses:
                         yield response
             except SourceNotSeekableError as error:

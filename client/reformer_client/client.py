@@ -10,6 +10,7 @@ from reformer_client.documents import AsyncDocumentList, AsyncDocuments
 from reformer_client.results import DocumentInfo, GenerationFinished, GenerationStarted, Usage
 from reformer_client.results import Token as GeneratedToken
 from reformer_client.retry import RetryPolicy
+from reformer_client.routing import Routing
 from reformer_client.scores import ScoreBlock
 from reformer_client.streams import AsyncDocumentScoreStream, AsyncGenerationStream, AsyncScoreStream
 
@@ -103,6 +104,7 @@ class Client(Facade[AsyncClient]):
         retry: RetryPolicy | None = None,
         keepalive: Keepalive | None = None,
         channel_options: ChannelOptions = (),
+        routing: Routing | None = None,
     ) -> None:
         client = AsyncClient(
             server,
@@ -112,6 +114,7 @@ class Client(Facade[AsyncClient]):
             retry=retry,
             keepalive=keepalive,
             channel_options=channel_options,
+            routing=routing,
         )
         super().__init__(Portal(at_end=client.close), client)
         self.documents = Documents(self._portal, client.documents)
