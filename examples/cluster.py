@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
@@ -92,9 +93,17 @@ class Envoy:
         return f"127.0.0.1:{self.port}"
 
     def calls(self) -> list[Call]:
-        """All calls that have ended, some 50 ms ago or earlier."""
+        """All calls that have ended."""
+        lines: list[str] = []
+
+        def logged() -> bool:
+            statistics = self.statistics("http.reformer.downstream_rq_(total|active)")
+            ended = statistics["http.reformer.downstream_rq_total"] - statistics["http.reformer.downstream_rq_active"]
+            lines[:] = (self._folder / "calls.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+            return sum(line.endswith("\n") for line in lines) >= ended
+
+        wait_until(logged, "Envoy hasn't logged all calls")
         names = {f"127.0.0.1:{replica.server.port}": replica.name for replica in self._replicas}
-        lines = (self._folder / "calls.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         facts = [json.loads(line) for line in lines if line.endswith("\n")]
         return [
             Call(
@@ -119,9 +128,10 @@ class Envoy:
             if not any(host["health_status"].get(reason) for reason in bad)
         }
 
-    def counter(self, name: str) -> int:
-        """One of its statistics."""
-        return sum(each["value"] for each in self._ask(f"/stats?format=json&filter=^{name}$")["stats"])
+    def statistics(self, pattern: str) -> dict[str, int]:
+        """Those of its counters whose names match."""
+        found = self._ask(f"/stats?format=json&filter=^{quote(pattern)}$")["stats"]
+        return {each["name"]: each["value"] for each in found}
 
     def _ask(self, path: str) -> Any:
         with urllib.request.urlopen(f"http://{self._admin}{path}", timeout=10) as response:

@@ -5,6 +5,7 @@ import os
 from typing import Literal
 
 Routing = Literal["document"]
+"""How a server is chosen, where there are several."""
 
 VARIABLE = "GRPC_EXPERIMENTAL_RING_HASH_SET_REQUEST_HASH_KEY"
 """Without it, gRPC's ring hash ignores that it should hash a header, and fails every call."""
@@ -12,7 +13,7 @@ RING_SIZE = 4096  # the most that gRPC allows: the more, the more even are the s
 
 
 def service_config(routing: Routing) -> str:
-    """For the channel: gRPC's service config. Raises ValueError if there is no such routing, or gRPC can't do it yet."""
+    """For the channel. Raises ValueError if there is no such routing, or gRPC isn't told that it may do it."""
     if routing != "document":
         raise ValueError(f'routing must be None or "document", but is {routing!r}')
     if os.environ.get(VARIABLE, "").lower() not in ("1", "t", "true", "y", "yes"):  # what gRPC takes for a yes

@@ -15,7 +15,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError, request_id: str) -> ReformerErro
     """The typed error of a failed call; `request_id` is the client's own, in case the server names none."""
     trailers = dict(error.trailing_metadata() or ())
     if _was_cut(error) and _REQUEST_ID_KEY not in trailers:
-        message = f"the server, or the connection to it, is gone: a proxy cut the call ({error.details()})"
+        message = f"the server is gone, or the connection to it: the call was cut ({error.details()})"
         return UnavailableError(message, request_id=request_id)
     named = trailers.get(_REQUEST_ID_KEY, request_id)
     return ERROR_CLASSES[error.code()](
@@ -26,11 +26,14 @@ def from_rpc_error(error: grpc.aio.AioRpcError, request_id: str) -> ReformerErro
 
 
 def _was_cut(error: grpc.aio.AioRpcError) -> bool:
-    """Whether its stream was reset, which is all that a proxy can do once it has passed on a part of an answer.
+    """Whether nobody has given the call a status, as this server always does, with a request id.
 
-    gRPC takes that for a server's INTERNAL; but servers send a status, and this one always sends a request id as well.
+    Its stream was reset, which is all that a proxy can do once it has passed on a part of an answer: gRPC takes that
+    for a server's INTERNAL. Or the server stopped before it took the call: gRPC calls that CANCELLED.
     """
-    return error.code() is grpc.StatusCode.INTERNAL and "RST_STREAM" in (error.details() or "")
+    if error.code() is grpc.StatusCode.INTERNAL:
+        return "RST_STREAM" in (error.details() or "")
+    return error.code() is grpc.StatusCode.CANCELLED
 
 
 def _unpack(encoded: str | bytes) -> list[Message]:

@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 from reformer_server.calls import Around, Call
 from reformer_server.errors import DrainingError
 from reformer_server.metrics import Metrics
-from reformer_server.status import row_of, to_status
+from reformer_server.status import pushback, row_of, to_status
 
 ALWAYS_ADMITTED = "ModelService/GetLoad"  # it says that the server is draining
 
@@ -53,8 +53,10 @@ async def errors_to_status(call: Call) -> AsyncIterator[None]:
     except Exception as error:
         if row_of(error) is None:
             logger.exception("bug in %s request_id=%s", call.method, call.request_id)
-        status = rpc_status.to_status(to_status(error, call.request_id))
-        await call.context.abort(status.code, status.details, (*call.trailing_metadata, *status.trailing_metadata))
+        told = to_status(error, call.request_id)
+        status = rpc_status.to_status(told)
+        trailers = (*call.trailing_metadata, *status.trailing_metadata, *pushback(told))
+        await call.context.abort(status.code, status.details, trailers)
 
 
 class Admission:
