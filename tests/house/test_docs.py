@@ -109,7 +109,7 @@ def test_every_option_is_told(page: str, option: str) -> None:
 
 def test_no_option_is_told_that_isnt_there() -> None:
     there = {option.split()[-1] for _, option in OPTIONS} | {f"--{key}" for key in KEYS.values()}
-    there |= {"--help", "--nproc-per-node"}  # the latter is torchrun's
+    there |= {"--help", "--nproc-per-node", "--mode", "--drain-time-s"}  # torchrun's, and Envoy's
     for program in (*(ROOT / "benchmarks").glob("*.py"), ROOT / "tests" / "fuzz" / "__main__.py"):
         there |= set(re.findall(r'"(--[a-z-]+)"', program.read_text(encoding="utf-8")))
     told = {
