@@ -18,7 +18,8 @@ from typing import Any
 
 from benchmarks.engines import NOVEL
 from benchmarks.harness import markdown_table, save
-from examples.cluster import REPLICAS, Cluster, running, wait_until
+from examples.cluster import REPLICAS, Cluster, running
+from examples.envoy import wait_until
 from reformer_client import Client
 
 NAME = "replicas"

@@ -17,7 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from examples.cluster import Cluster, Replica, running, wait_until
+from examples.cluster import Cluster, Replica, running
+from examples.envoy import wait_until
 from reformer_client import Client, ReformerError, RetryPolicy, UnavailableError
 
 NOVEL = Path(__file__).with_name("emma.txt")

@@ -1,6 +1,7 @@
 """Three servers in processes of their own, a shared store, and a real Envoy with the project's configuration."""
 
 import asyncio
+import functools
 import itertools
 import subprocess
 import time
@@ -9,14 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from examples.cluster import ENVOY_CONFIG, Cluster, Replica, envoy_program, running, wait_until
-from reformer_client import AsyncClient, Client, Progress, RetryPolicy, UnavailableError
+from examples.cluster import Cluster, Replica, running
+from examples.envoy import ENVOY_CONFIG, envoy_program, wait_until
+from reformer_client import (
+    AsyncClient,
+    Client,
+    DeadlineExceededError,
+    Progress,
+    ResourceExhaustedError,
+    RetryPolicy,
+    UnavailableError,
+)
 from reformer_client.routing import VARIABLE
 from tests.e2e.conftest import model_directory
 
 __all__ = ["model_directory"]  # a fixture, needed here too
 
-DOCUMENTS = 30
+DOCUMENTS, RUNNING, WAITING = 30, 8, 4
 MOST_MOVED = 1 / 3 + 0.17
 """Of the documents, when one of three replicas is gone. Its share is a third, from which 30 documents are drawn: that
 has a standard deviation of 0.086, and this allows two. It is drawn once: ids and the replicas' hash keys are fixed."""
@@ -31,7 +41,8 @@ def text_of(document_id: str) -> str:
 
 @pytest.fixture(scope="module")
 def whole(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    options = ("--model", model_directory, "--dtype", "float32", "--memory", "700MiB", "--max-running", 16)
+    options = ("--model", model_directory, "--dtype", "float32", "--memory", "700MiB")
+    options += ("--max-running", RUNNING, "--max-waiting", WAITING)
     with running(tmp_path_factory.mktemp("cluster"), *options) as cluster:
         yield cluster
 
@@ -223,15 +234,30 @@ def test_killed_during_a_scoring(cluster: Cluster, client: Client) -> None:
     assert victims
 
 
-def test_refusals_come_through_with_their_advice(cluster: Cluster, client: Client) -> None:
+async def test_refusals_come_through_with_their_advice(cluster: Cluster, client: Client) -> None:
     """A proxy that tried RESOURCE_EXHAUSTED again would only add to what is too much."""
+    [document_id] = upload(client, "full", 1)
+    holder = cluster[places(cluster, client, [document_id])[document_id]]
     before = cluster.envoy.statistics("cluster.reformer.upstream_rq_retry")
-    with Client(cluster.address, retry=ONCE) as impatient, pytest.raises(Exception, match="tokens") as caught:
-        impatient.score(b"x" * (1 << 21))
-    assert caught.value.reason == "TOO_MANY_TOKENS"  # type: ignore[attr-defined]
-    with pytest.raises(TimeoutError):  # the client's deadline, within Envoy and the server as well
-        client.score(LONG, timeout=0.5)
+    async with AsyncClient(holder.server.address) as direct, AsyncClient(cluster.address, retry=ONCE) as once:
+        document = await once.documents.get(document_id)
+        streams = [direct.generate("x", max_tokens=100_000) for _ in range(RUNNING + WAITING)]
+        first = [asyncio.create_task(anext(stream)) for stream in streams]
+        full = functools.partial(holder.server.metric, "reformer_requests_waiting")
+        await asyncio.to_thread(wait_until, lambda: full() == WAITING, "the queue isn't full")
+        with pytest.raises(ResourceExhaustedError) as caught:
+            await document.generate(max_tokens=1).collect()
+        for task in first:
+            task.cancel()
+    assert caught.value.reason == "QUEUE_FULL"
+    assert caught.value.retry_after_seconds == 1
     assert cluster.envoy.statistics("cluster.reformer.upstream_rq_retry") == before
+
+
+def test_deadlines_are_the_clients(cluster: Cluster) -> None:
+    """Envoy sets none of its own, and cuts no call that the replica would end with a status."""
+    with Client(cluster.address, retry=ONCE) as client, pytest.raises(DeadlineExceededError):
+        client.score(LONG, timeout=0.5)
 
 
 async def test_rolling_restart_under_load(cluster: Cluster) -> None:
