@@ -26,7 +26,7 @@ from tests.e2e.conftest import model_directory
 
 __all__ = ["model_directory"]  # a fixture, needed here too
 
-DOCUMENTS, RUNNING, WAITING = 30, 8, 4
+DOCUMENTS, RUNNING, WAITING = 30, 8, 16
 MOST_MOVED = 1 / 3 + 0.17
 """Of the documents, when one of three replicas is gone. Its share is a third, from which 30 documents are drawn: that
 has a standard deviation of 0.086, and this allows two. It is drawn once: ids and the replicas' hash keys are fixed."""
