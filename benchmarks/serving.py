@@ -109,7 +109,7 @@ def serving(
 
 def memory_bytes(config: ReformerConfig, dtype: torch.dtype, tokens: int, sessions: int = SESSIONS) -> int:
     """For `--memory` with `--max-running sessions`: a document of so many tokens, and some beside it."""
-    plan = MemoryPlan(config, dtype, tokens)
+    plan = MemoryPlan(config, dtype, tokens, choose_device())
     return plan.fixed_bytes(sessions) + plan.page_bytes + SPARE_BYTES
 
 

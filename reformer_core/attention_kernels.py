@@ -58,6 +58,7 @@ def fused_backward(
         grads = _on_cpu_backward(grad_out, query, key, value, out, log_sum_exp, 0.0, False, attn_mask=mask, scale=1.0)
     else:
         mask = mask.expand(len(query), -1, -1, -1)
+        out = out.transpose(1, 2).contiguous().transpose(1, 2)  # the layout in which the forward kernel leaves it
         log_sum_exp = nn.functional.pad(log_sum_exp, (0, -query.shape[-2] % GPU_QUERIES), value=torch.inf)
         no_dropout = torch.empty(0, dtype=torch.long, device=query.device)  # the state of its random numbers
         *grads, _ = _on_gpu_backward(
