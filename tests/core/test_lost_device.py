@@ -1,4 +1,4 @@
-"""After an error of CUDA's own nothing can be computed any more: the engine stops, for its supervisor to start it anew."""
+"""After an error of CUDA's own nothing can be computed any more: the engine stops, and is to be started anew."""
 
 from typing import Any
 
