@@ -17,6 +17,7 @@ import click
 from reformer_core.errors import ReformerError
 from reformer_server import logs
 from reformer_server.access import Access
+from reformer_server.building import open_traces
 from reformer_server.doctor import doctor
 from reformer_server.errors import EngineStoppedError
 from reformer_server.plan import plan
@@ -70,7 +71,9 @@ def serve(config: Path | None, as_json: bool, **flags: str | None) -> None:
 async def _serve(settings: Settings, *, as_json: bool) -> None:
     """Returns after a clean stop; raises whatever else ended the server."""
     access = Access(settings)  # before a model is loaded, which takes longer to go wrong
-    server = Server(settings, await asyncio.to_thread(load_served_model, settings), access=access)
+    traces = open_traces(settings)
+    links = () if traces is None else (traces.link,)
+    server = Server(settings, await asyncio.to_thread(load_served_model, settings), access=access, links=links)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, server.tell_to_stop)
     try:
@@ -82,6 +85,8 @@ async def _serve(settings: Settings, *, as_json: bool) -> None:
         await server.until_stopped()
     finally:
         await server.stop()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)  # sends what it still has
 
 
 def json_announcement(server: Server) -> str:

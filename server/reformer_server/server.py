@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -15,7 +15,7 @@ from reformer_server import building
 from reformer_server.access import Access
 from reformer_server.archive import StoreArchive
 from reformer_server.cache import CachedDocument, DocumentCache
-from reformer_server.calls import CallInterceptor
+from reformer_server.calls import Around, CallInterceptor
 from reformer_server.chain import Admission, counting, errors_to_status, logged
 from reformer_server.connections import channel_options
 from reformer_server.content import Encoder
@@ -59,8 +59,11 @@ class Server:
         model: ServedModel,
         build_engine: Callable[[], Engine] | None = None,
         access: Access | None = None,
+        links: Sequence[Around] = (),
     ) -> None:
         """`build_engine` runs on the engine's thread. Default: an Engine, and access, as the settings say.
+
+        `links` go around each call, outside of all others: they see in its facts how it ended.
 
         Raises SettingsError.
         """
@@ -93,6 +96,7 @@ class Server:
         self._quotas = Quotas()
         self._health = health.aio.HealthServicer()
         chain = (
+            *links,
             logged,
             counting(self.metrics),
             errors_to_status,
