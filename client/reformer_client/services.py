@@ -4,8 +4,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import grpc.aio
+from google.protobuf.descriptor import FileDescriptor
 
-from reformer.v1 import document_pb2_grpc, inference_pb2_grpc, model_pb2_grpc
+from reformer.v1 import document_pb2, document_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
 from reformer_client.connection import Connection
 
 if TYPE_CHECKING:
@@ -32,6 +33,20 @@ class Services:
     @cached_property
     def model(self) -> "ModelServiceAsyncStub":
         return model_pb2_grpc.ModelServiceStub(self._channel)
+
+    def name_of(self, method: object) -> str:
+        """What a method of one of these is called: `reformer.v1.InferenceService/Generate`."""
+        stubs: tuple[tuple[FileDescriptor, object], ...] = (
+            (document_pb2.DESCRIPTOR, self.documents),
+            (inference_pb2.DESCRIPTOR, self.inference),
+            (model_pb2.DESCRIPTOR, self.model),
+        )
+        for file, stub in stubs:
+            for service in file.services_by_name.values():
+                for name in service.methods_by_name:
+                    if getattr(stub, name, None) is method:
+                        return f"{service.full_name}/{name}"
+        raise ValueError(f"{method!r} is no method of these services")
 
     async def close(self) -> None:
         """Cancels what is running, and lets nothing start any more."""

@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 import click
 
 from reformer_core.errors import ReformerError
+from reformer_server import logs
 from reformer_server.access import Access
+from reformer_server.building import open_traces
 from reformer_server.doctor import doctor
 from reformer_server.errors import EngineStoppedError
 from reformer_server.plan import plan
@@ -28,7 +30,7 @@ from reformer_server.version import VERSION
 
 __all__ = ["doctor", "plan", "serve", "token"]
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+logger = logging.getLogger(__name__)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -56,17 +58,22 @@ def serve(config: Path | None, as_json: bool, **flags: str | None) -> None:
         settings = Settings.load(flags, os.environ, config)
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    logs.configure(settings.log_format, settings.log_level)
     try:
         asyncio.run(_serve(settings, as_json=as_json))
     except (ReformerError, SettingsError, OSError, EngineStoppedError) as error:  # e.g. a port that is taken
+        if settings.log_format == "json":
+            logger.critical("%s", error)
+            sys.exit(1)
         raise click.ClickException(str(error)) from error
 
 
 async def _serve(settings: Settings, *, as_json: bool) -> None:
     """Returns after a clean stop; raises whatever else ended the server."""
     access = Access(settings)  # before a model is loaded, which takes longer to go wrong
-    server = Server(settings, await asyncio.to_thread(load_served_model, settings), access=access)
+    traces = open_traces(settings)
+    links = () if traces is None else (traces.link,)
+    server = Server(settings, await asyncio.to_thread(load_served_model, settings), access=access, links=links)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, server.tell_to_stop)
     try:
@@ -78,6 +85,8 @@ async def _serve(settings: Settings, *, as_json: bool) -> None:
         await server.until_stopped()
     finally:
         await server.stop()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)  # sends what it still has
 
 
 def json_announcement(server: Server) -> str:

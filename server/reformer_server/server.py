@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -15,15 +15,15 @@ from reformer_server import building
 from reformer_server.access import Access
 from reformer_server.archive import StoreArchive
 from reformer_server.cache import CachedDocument, DocumentCache
-from reformer_server.calls import CallInterceptor
-from reformer_server.chain import Admission, counting, errors_to_status
+from reformer_server.calls import Around, CallInterceptor
+from reformer_server.chain import Admission, counting, errors_to_status, logged
 from reformer_server.connections import channel_options
 from reformer_server.content import Encoder
 from reformer_server.document_service import DocumentService
 from reformer_server.documents import DocumentRegistry
 from reformer_server.engine_thread import EngineThread
 from reformer_server.errors import DrainingError, EngineStoppedError
-from reformer_server.gauges import load_gauges
+from reformer_server.gauges import gauges_of
 from reformer_server.inference_service import InferenceService
 from reformer_server.metrics import Metrics, MetricsPort
 from reformer_server.model_service import ModelService
@@ -59,8 +59,11 @@ class Server:
         model: ServedModel,
         build_engine: Callable[[], Engine] | None = None,
         access: Access | None = None,
+        links: Sequence[Around] = (),
     ) -> None:
         """`build_engine` runs on the engine's thread. Default: an Engine, and access, as the settings say.
+
+        `links` go around each call, outside of all others: they see in its facts how it ended.
 
         Raises SettingsError.
         """
@@ -85,7 +88,7 @@ class Server:
         self.documents = DocumentRegistry(self.uploads, self.cache, self.archive, self.restores, self.metrics)
         self.write_behind: WriteBehind | None = None
         if isinstance(self.archive, StoreArchive):
-            self.write_behind = WriteBehind(self.engine, self.archive, self.cache, self.documents.holds)
+            self.write_behind = WriteBehind(self.engine, self.archive, self.cache, self.documents.holds, self.metrics)
             self.documents.persist = self.write_behind.persist
         self.engine.make_room = self._make_room
         self.engine.seconds_until_room = self.documents.seconds_until_one_ends
@@ -93,6 +96,8 @@ class Server:
         self._quotas = Quotas()
         self._health = health.aio.HealthServicer()
         chain = (
+            *links,
+            logged,
             counting(self.metrics),
             errors_to_status,
             *self.access.links,
@@ -127,7 +132,7 @@ class Server:
         """Listens, warms up, and then says that it serves. Raises what is in the way; `stop` is due all the same."""
         settings = self.settings
         await self.engine.start()
-        self.metrics.watch(load_gauges(self.engine, self.cache, self.archive, settings, self.model.model.device))
+        self.metrics.watch(gauges_of(self))
         self.metrics.build_info(version=VERSION, model=self.model.name, torch=torch.__version__)
         self._metrics_port = MetricsPort(settings.host, settings.metrics_port, self.metrics.registry)
         self.metrics_port = self._metrics_port.port
@@ -159,6 +164,7 @@ class Server:
 
     async def stop(self) -> None:
         """In order: admit nothing new, let calls finish within the grace period, end the rest, then the parts."""
+        self.metrics.serving.set(0)
         await self._health.enter_graceful_shutdown()
         await self._drain()
         await self._grpc.stop(STOP_SECONDS)
@@ -205,6 +211,7 @@ class Server:
         return self.cache.evict(nbytes) > 0
 
     async def _say_serving(self, serving: bool) -> None:
+        self.metrics.serving.set(serving)
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for service in ("", *SERVICES):
             await self._health.set(service, status)
