@@ -7,10 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
@@ -18,6 +15,7 @@ from reformer_core.errors import ReformerError
 from reformer_server.access import Access
 from reformer_server.doctor import doctor
 from reformer_server.errors import EngineStoppedError
+from reformer_server.options import settings_options
 from reformer_server.plan import plan
 from reformer_server.served_model import load_served_model
 from reformer_server.server import Server
@@ -30,21 +28,9 @@ __all__ = ["doctor", "plan", "serve", "token"]
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def _settings_options(command: Command) -> Command:
-    """An option for each setting, parsed where the file's and the environment's values are: all mean the same."""
-    for field in reversed(fields(Settings)):
-        key = KEYS[field.name]
-        command = click.option(f"--{key}", field.name, metavar=field.metadata["metavar"], help=field.metadata["help"])(
-            command
-        )
-    return command
-
 
 @click.command()
-@_settings_options
+@settings_options(*KEYS)
 @click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML file with settings.")
 @click.option("--json", "as_json", is_flag=True, help="Say where the server listens in one line of JSON.")
 def serve(config: Path | None, as_json: bool, **flags: str | None) -> None:
