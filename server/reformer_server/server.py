@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from reformer.v1 import document_pb2, document_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
@@ -24,6 +24,7 @@ from reformer_server.documents import DocumentRegistry
 from reformer_server.engine_thread import EngineThread
 from reformer_server.errors import DrainingError, EngineStoppedError
 from reformer_server.gauges import load_gauges
+from reformer_server.health import Health
 from reformer_server.inference_service import InferenceService
 from reformer_server.metrics import Metrics, MetricsPort
 from reformer_server.model_service import ModelService
@@ -91,7 +92,7 @@ class Server:
         self.engine.seconds_until_room = self.documents.seconds_until_one_ends
         self._admission = Admission()
         self._quotas = Quotas()
-        self._health = health.aio.HealthServicer()
+        self._health = Health(SERVICES, self._computes)
         chain = (
             counting(self.metrics),
             errors_to_status,
@@ -120,7 +121,7 @@ class Server:
         model_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelService(settings, model, engine, encoder, lambda: self._admission.draining), self._grpc
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        self._health.add_to(self._grpc)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
 
     async def start(self) -> None:
@@ -131,13 +132,14 @@ class Server:
         self.metrics.build_info(version=VERSION, model=self.model.name, torch=torch.__version__)
         self._metrics_port = MetricsPort(settings.host, settings.metrics_port, self.metrics.registry)
         self.metrics_port = self._metrics_port.port
-        await self._say_serving(False)
+        await self._health.started()
         self.port = self.access.listen(self._grpc)
         await self._grpc.start()
         background = (self._sweep(), self.archive.keep_house(), self.access.watch())
         self._background = [asyncio.create_task(work) for work in background]
         await self._warm_up()
-        await self._say_serving(True)
+        await self._health.look()
+        self._background.append(asyncio.create_task(self._health.watch()))
 
     def tell_to_stop(self) -> None:
         """Ends `until_stopped`; a second time, ends the grace period too."""
@@ -159,7 +161,7 @@ class Server:
 
     async def stop(self) -> None:
         """In order: admit nothing new, let calls finish within the grace period, end the rest, then the parts."""
-        await self._health.enter_graceful_shutdown()
+        await self._health.drain()
         await self._drain()
         await self._grpc.stop(STOP_SECONDS)
         for task in self._background:
@@ -204,11 +206,6 @@ class Server:
             return False
         return self.cache.evict(nbytes) > 0
 
-    async def _say_serving(self, serving: bool) -> None:
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in ("", *SERVICES):
-            await self._health.set(service, status)
-
     async def _warm_up(self) -> None:
         """One short generation, so that the first client doesn't pay for what is made at first use."""
         prompt = torch.zeros(1, dtype=torch.int64)
@@ -218,6 +215,15 @@ class Server:
         ) as stream:
             async for _ in stream.batches():
                 pass
+
+    async def _computes(self) -> bool:
+        """Whether a forward pass of one token, between two turns of the engine, gives finite numbers."""
+
+        def forward(engine: Engine) -> bool:
+            with torch.inference_mode():
+                return bool(self.model.model(torch.zeros(1, dtype=torch.int64)).isfinite().all())
+
+        return await self.engine.call(forward)
 
     async def _sweep(self) -> None:
         while True:
