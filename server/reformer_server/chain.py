@@ -1,4 +1,4 @@
-"""The links of the chain around every call: counting, errors to statuses, admission."""
+"""The links of the chain around every call: its line in the log, counting, errors to statuses, admission."""
 
 import asyncio
 import logging
@@ -11,16 +11,28 @@ from grpc_status import rpc_status
 
 from reformer_server.calls import Around, Call
 from reformer_server.errors import DrainingError
+from reformer_server.logs import FIELDS
 from reformer_server.metrics import Metrics
-from reformer_server.status import row_of, to_status
+from reformer_server.status import reason_of, row_of, to_status
 
 ALWAYS_ADMITTED = "ModelService/GetLoad"  # it says that the server is draining
 
 logger = logging.getLogger(__name__)
 
 
+@asynccontextmanager
+async def logged(call: Call) -> AsyncIterator[None]:
+    """Writes a line when the call is over."""
+    try:
+        yield
+    finally:
+        if logger.isEnabledFor(logging.INFO):
+            fields = call.facts.fields(time.monotonic() - call.arrived)
+            logger.info("call", extra={FIELDS: fields})
+
+
 def counting(metrics: Metrics) -> Around:
-    """Counts calls by their status code, and times them."""
+    """Counts calls by their status code, and times them; notes how they ended for the links around this one."""
 
     @asynccontextmanager
     async def around(call: Call) -> AsyncIterator[None]:
@@ -38,7 +50,7 @@ def counting(metrics: Metrics) -> Around:
             seconds = time.monotonic() - call.arrived
             metrics.requests.labels(call.method, code.name).inc()
             metrics.request_duration.labels(call.method).observe(seconds)
-            logger.debug("%s %s %.3f s request_id=%s", call.method, code.name, seconds, call.request_id)
+            call.facts.ended(code)
 
     return around
 
@@ -53,6 +65,7 @@ async def errors_to_status(call: Call) -> AsyncIterator[None]:
     except Exception as error:
         if row_of(error) is None:
             logger.exception("bug in %s request_id=%s", call.method, call.request_id)
+        call.facts.reason = reason_of(error)
         status = rpc_status.to_status(to_status(error, call.request_id))
         await call.context.abort(status.code, status.details, (*call.trailing_metadata, *status.trailing_metadata))
 

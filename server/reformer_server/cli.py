@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from reformer_core.errors import ReformerError
+from reformer_server import logs
 from reformer_server.access import Access
 from reformer_server.doctor import doctor
 from reformer_server.errors import EngineStoppedError
@@ -26,7 +27,7 @@ from reformer_server.version import VERSION
 
 __all__ = ["doctor", "plan", "serve", "token"]
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -42,10 +43,13 @@ def serve(config: Path | None, as_json: bool, **flags: str | None) -> None:
         settings = Settings.load(flags, os.environ, config)
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    logs.configure(settings.log_format, settings.log_level)
     try:
         asyncio.run(_serve(settings, as_json=as_json))
     except (ReformerError, SettingsError, OSError, EngineStoppedError) as error:  # e.g. a port that is taken
+        if settings.log_format == "json":
+            logger.critical("%s", error)
+            sys.exit(1)
         raise click.ClickException(str(error)) from error
 
 

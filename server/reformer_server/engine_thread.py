@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from reformer_core import Engine, EngineLoad, Request
 from reformer_core.errors import OutOfMemoryError, QueueFullError
 from reformer_core.waiting import may_wait
+from reformer_server.call_facts import Reading
 from reformer_server.errors import EngineStoppedError
 from reformer_server.events import EventStream
 from reformer_server.metrics import Metrics
@@ -78,9 +79,9 @@ class EngineThread:
 
     # -- requests and commands
 
-    def request(self, submit: Callable[[Engine, EventStream], Request]) -> EventStream:
+    def request(self, submit: Callable[[Engine, EventStream], Request], reading: Reading = "prefill") -> EventStream:
         """A request for `async with`; `submit` runs on the engine's thread, with the stream as the request's sink."""
-        return EventStream(self, submit)
+        return EventStream(self, submit, reading)
 
     async def open(self, stream: EventStream) -> None:
         """Submits the stream's request, if need be after making room; raises what the engine has against it."""

@@ -22,6 +22,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from reformer_core.events import Event, Finished, Started
+from reformer_server.call_facts import Reading
 
 # Else each series has a second one, with the time of its creation, that nobody reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -61,6 +62,7 @@ class Metrics:
         )
         self.queue = histogram("queue_seconds", "Waiting for a place in the engine.", LONG_SECONDS)
         self.prefill = histogram("prefill_seconds", "Reading a document or a prompt.", LONG_SECONDS)
+        self.restore = histogram("restore_seconds", "Taking a document back from the store.", LONG_SECONDS)
         self.time_to_first_token = histogram(
             "time_to_first_token_seconds",
             "From a Generate call's arrival to its first token; hit, restored: it named a document.",
@@ -100,12 +102,13 @@ class Metrics:
         self._cancelled.labels(phase).inc()
         self._cancel_latency.observe(latency_seconds)
 
-    def saw(self, event: Event) -> None:
+    def saw(self, event: Event, reading: Reading) -> None:
         """Times that events carry, whatever the request."""
         if isinstance(event, Started):
             self.queue.observe(event.queued_seconds)
         elif isinstance(event, Finished):
-            self.prefill.observe(event.timings.prefill_seconds)
+            histogram = self.restore if reading == "restore" else self.prefill
+            histogram.observe(event.timings.prefill_seconds)
 
     def watch(self, collect: Callable[[], Iterable[Metric]]) -> None:
         """Registers gauges that are looked up whenever somebody reads the metrics."""

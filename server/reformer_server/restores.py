@@ -102,6 +102,7 @@ class Restores:
                     self._engine,
                     lambda engine, sink: engine.submit_restore(reader.token_ids, reader.scores, source, sink),
                     report,
+                    reading="restore",
                 )
             finally:
                 filling.cancel()

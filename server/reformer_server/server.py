@@ -16,7 +16,7 @@ from reformer_server.access import Access
 from reformer_server.archive import StoreArchive
 from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.calls import CallInterceptor
-from reformer_server.chain import Admission, counting, errors_to_status
+from reformer_server.chain import Admission, counting, errors_to_status, logged
 from reformer_server.connections import channel_options
 from reformer_server.content import Encoder
 from reformer_server.document_service import DocumentService
@@ -94,6 +94,7 @@ class Server:
         self._quotas = Quotas()
         self._health = Health(SERVICES, self._computes)
         chain = (
+            logged,
             counting(self.metrics),
             errors_to_status,
             *self.access.links,

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from reformer.v1 import document_pb2, inference_pb2, model_pb2
 from reformer_core import SamplingParams
 from reformer_core.errors import TooManyTokensError
-from reformer_server import tenants
+from reformer_server import call_facts, tenants
 from reformer_server.calls import Context
 from reformer_server.content import TOKEN_ID_BYTES, DocumentName
 from reformer_server.errors import InvalidFieldError
@@ -72,6 +72,7 @@ def _well_formed(value: str, context: Context, field: str) -> str:
         raise InvalidFieldError(
             field, f"is {_short(value)}, but the {DOCUMENT_ID_METADATA} metadata is {_short(str(routed))}"
         )
+    call_facts.current().document_id = value
     return value
 
 

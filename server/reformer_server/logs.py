@@ -1,0 +1,66 @@
+"""The log: lines on stderr for people, or one JSON object a line for programs."""
+
+import json
+import logging
+import sys
+import threading
+import time
+from typing import Any
+
+from reformer_server import call_facts
+
+HUMAN_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+OUR_PACKAGES = ("reformer_server", "reformer_core")
+FIELDS = "fields"
+"""The attribute of a record that holds its fields: `logger.info(…, extra={FIELDS: {…}})`."""
+
+logger = logging.getLogger(__name__)
+
+
+def configure(log_format: str, level: str) -> None:
+    """Sets the process's log up; `log_format` is "json" or "human".
+
+    What other packages tell for debugging is never shown: it could be a document's content.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else HumanFormatter(HUMAN_FORMAT))
+    logging.basicConfig(level=max(logging.getLevelName(level.upper()), logging.INFO), handlers=[handler])
+    for package in OUR_PACKAGES:
+        logging.getLogger(package).setLevel(level.upper())
+    if log_format == "json":
+        logging.captureWarnings(True)
+        sys.excepthook = _log_uncaught
+        threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+class HumanFormatter(logging.Formatter):
+    """The message, and the fields as `name=value` behind it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        fields = getattr(record, FIELDS, {})
+        return " ".join([super().formatMessage(record), *(f"{name}={value}" for name, value in fields.items())])
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line: time, level, logger, message, the fields, and the traceback of an error."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if request_id := call_facts.current_request_id():
+            line["request_id"] = request_id
+        line |= getattr(record, FIELDS, {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException | None, traceback: Any) -> None:
+    if error is None or issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error or kind(), traceback)
+    else:
+        logger.critical("the process ends with an error that nobody expected", exc_info=(kind, error, traceback))
