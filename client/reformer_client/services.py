@@ -1,14 +1,15 @@
-"""The stubs of the three services over one channel."""
+"""The stubs of all services over one channel."""
 
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import grpc.aio
 
-from reformer.v1 import document_pb2_grpc, inference_pb2_grpc, model_pb2_grpc
+from reformer.v1 import admin_pb2_grpc, document_pb2_grpc, inference_pb2_grpc, model_pb2_grpc
 from reformer_client.connection import Connection
 
 if TYPE_CHECKING:
+    from reformer.v1.admin_pb2_grpc import AdminServiceAsyncStub
     from reformer.v1.document_pb2_grpc import DocumentServiceAsyncStub
     from reformer.v1.inference_pb2_grpc import InferenceServiceAsyncStub
     from reformer.v1.model_pb2_grpc import ModelServiceAsyncStub
@@ -32,6 +33,10 @@ class Services:
     @cached_property
     def model(self) -> "ModelServiceAsyncStub":
         return model_pb2_grpc.ModelServiceStub(self._channel)
+
+    @cached_property
+    def admin(self) -> "AdminServiceAsyncStub":
+        return admin_pb2_grpc.AdminServiceStub(self._channel)
 
     async def close(self) -> None:
         """Cancels what is running, and lets nothing start any more."""

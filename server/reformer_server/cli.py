@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -16,6 +18,7 @@ from reformer_server import logs
 from reformer_server.access import Access
 from reformer_server.doctor import doctor
 from reformer_server.errors import EngineStoppedError
+from reformer_server.live_settings import read_again
 from reformer_server.options import settings_options
 from reformer_server.plan import plan
 from reformer_server.served_model import load_served_model
@@ -39,13 +42,14 @@ def serve(config: Path | None, as_json: bool, **flags: str | None) -> None:
 
     Each option can also be set in the environment (REFORMER_MEMORY=12GiB) or in a TOML file (memory = "12GiB").
     """
+    load = partial(Settings.load, flags, os.environ, config)
     try:
-        settings = Settings.load(flags, os.environ, config)
+        settings = load()
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
     logs.configure(settings.log_format, settings.log_level)
     try:
-        asyncio.run(_serve(settings, as_json=as_json))
+        asyncio.run(_serve(settings, load if config else None, as_json=as_json))
     except (ReformerError, SettingsError, OSError, EngineStoppedError) as error:  # e.g. a port that is taken
         if settings.log_format == "json":
             logger.critical("%s", error)
@@ -53,12 +57,23 @@ def serve(config: Path | None, as_json: bool, **flags: str | None) -> None:
         raise click.ClickException(str(error)) from error
 
 
-async def _serve(settings: Settings, *, as_json: bool) -> None:
-    """Returns after a clean stop; raises whatever else ended the server."""
+async def _serve(settings: Settings, reload: Callable[[], Settings] | None, *, as_json: bool) -> None:
+    """Returns after a clean stop; raises whatever else ended the server.
+
+    `reload` reads the settings again, on SIGHUP; None: there is no file, and SIGHUP ends the process as ever.
+    """
     access = Access(settings)  # before a model is loaded, which takes longer to go wrong
     server = Server(settings, await asyncio.to_thread(load_served_model, settings), access=access)
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, server.tell_to_stop)
+        loop.add_signal_handler(number, server.tell_to_stop)
+
+    def read_settings_again() -> None:
+        if reload is not None:
+            server.settings = read_again(server.settings, reload)
+
+    if reload is not None:
+        loop.add_signal_handler(signal.SIGHUP, read_settings_again)
     try:
         await server.start()
         # What is here now stays; to look it through, each full collection would stop all streams for 0.3 s.

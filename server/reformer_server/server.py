@@ -9,10 +9,15 @@ import torch
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from reformer.v1 import document_pb2, document_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
+from reformer.v1 import admin_pb2, document_pb2, inference_pb2, model_pb2
+from reformer.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
+from reformer.v1.document_pb2_grpc import add_DocumentServiceServicer_to_server
+from reformer.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
+from reformer.v1.model_pb2_grpc import add_ModelServiceServicer_to_server
 from reformer_core import Engine, SamplingParams
 from reformer_server import building
 from reformer_server.access import Access
+from reformer_server.admin_service import AdminService
 from reformer_server.archive import StoreArchive
 from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.calls import CallInterceptor
@@ -26,6 +31,7 @@ from reformer_server.errors import DrainingError, EngineStoppedError
 from reformer_server.gauges import load_gauges
 from reformer_server.health import Health
 from reformer_server.inference_service import InferenceService
+from reformer_server.load import Load
 from reformer_server.metrics import Metrics, MetricsPort
 from reformer_server.model_service import ModelService
 from reformer_server.prefills import Prefills
@@ -44,7 +50,7 @@ STOP_SECONDS = 1.0  # for calls to send their last status after they were told t
 
 SERVICES = tuple(
     service.full_name
-    for module in (document_pb2, inference_pb2, model_pb2)
+    for module in (admin_pb2, document_pb2, inference_pb2, model_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 )
 
@@ -113,15 +119,17 @@ class Server:
         settings, model, engine, encoder = self.settings, self.model, self.engine, self._encoder
         documents, cache, uploads, metrics = self.documents, self.cache, self.uploads, self.metrics
         prefills = Prefills(model, engine, encoder, cache, self.archive, self.restores, metrics, self._quotas)
-        document_pb2_grpc.add_DocumentServiceServicer_to_server(
+        add_DocumentServiceServicer_to_server(
             DocumentService(settings, model, engine, documents, cache, uploads, prefills, metrics), self._grpc
         )
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
+        add_InferenceServiceServicer_to_server(
             InferenceService(settings, model, engine, encoder, documents, uploads, metrics, self._quotas), self._grpc
         )
-        model_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelService(settings, model, engine, encoder, lambda: self._admission.draining), self._grpc
-        )
+        write_behind = self.write_behind
+        unstored = (lambda: 0) if write_behind is None else lambda: len(write_behind)
+        load = Load(settings, engine, cache, self.archive, self._admission, unstored)
+        add_ModelServiceServicer_to_server(ModelService(settings, model, encoder, load), self._grpc)
+        add_AdminServiceServicer_to_server(AdminService(documents, cache, self.take_nothing_new), self._grpc)
         self._health.add_to(self._grpc)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
 
@@ -141,6 +149,11 @@ class Server:
         await self._warm_up()
         await self._health.look()
         self._background.append(asyncio.create_task(self._health.watch()))
+
+    async def take_nothing_new(self) -> None:
+        """From now on: NOT_SERVING, and new calls are refused. Those that run go on. There is no way back."""
+        await self._health.drain()
+        self._admission.draining = True
 
     def tell_to_stop(self) -> None:
         """Ends `until_stopped`; a second time, ends the grace period too."""
@@ -162,7 +175,7 @@ class Server:
 
     async def stop(self) -> None:
         """In order: admit nothing new, let calls finish within the grace period, end the rest, then the parts."""
-        await self._health.drain()
+        await self.take_nothing_new()
         await self._drain()
         await self._grpc.stop(STOP_SECONDS)
         for task in self._background:
@@ -190,7 +203,7 @@ class Server:
 
     async def _finish(self) -> None:
         """Waits for the calls that run, and for what the store doesn't have yet."""
-        await self._admission.drain()
+        await self._admission.until_empty()
         if self.write_behind is not None:
             await self.write_behind.drain()
 
