@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 from reformer_core import Document
 from reformer_server.content import ContentKey, DocumentName
 from reformer_server.daemon_threads import DaemonThreads
-from reformer_server.errors import StoreFullError, StoreUnavailableError
+from reformer_server.errors import StoredDocumentDamagedError, StoreFullError, StoreUnavailableError
 from reformer_server.metrics import Metrics
 from reformer_server.store.data import DataReader
 from reformer_server.store.document_store import ContentWriter, DocumentStore
@@ -137,6 +137,9 @@ class StoreArchive(Archive):
             raise self._no_answer(patience) from None
         except StoreUnavailableError as error:
             self._note(error)
+            raise
+        except StoredDocumentDamagedError:
+            self._metrics.documents_lost.labels("damaged").inc()
             raise
 
     def run_later(self, work: Callable[[], object]) -> None:

@@ -29,7 +29,7 @@ async def logged(call: Call) -> AsyncIterator[None]:
     finally:
         if logger.isEnabledFor(logging.INFO):
             fields = call.facts.fields(time.monotonic() - call.arrived)
-            logger.info("call", extra={FIELDS: fields})
+            logger.info("%(method)s %(code)s", fields, extra={FIELDS: fields})
 
 
 def counting(metrics: Metrics) -> Around:
@@ -51,6 +51,8 @@ def counting(metrics: Metrics) -> Around:
             seconds = time.monotonic() - call.arrived
             metrics.requests.labels(call.method, code.name).inc()
             metrics.request_duration.labels(call.method).observe(seconds)
+            if call.facts.reason is not None:
+                metrics.request_errors.labels(call.facts.reason).inc()
             call.facts.ended(code)
 
     return around

@@ -50,6 +50,8 @@ class EngineThread:
         """Frees at least some of so many bytes, if it can, and says whether it could."""
         self.seconds_until_room: Callable[[], float] = lambda: 1.0
         """When some memory will be free, as far as can be known."""
+        self.turns, self.busy_seconds = 0, 0.0
+        """Turns that are over, and what those took that did something. Any thread may look."""
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
 
@@ -155,7 +157,11 @@ class EngineThread:
         self._awake.clear()
         while self._inbox:
             self._inbox.popleft()(engine)
+        began = time.monotonic()
         worked = engine.step()
+        self.turns += 1
+        if worked:
+            self.busy_seconds += time.monotonic() - began
         self._load = load = engine.load()
         if self._outbox:
             self._loop.call_soon_threadsafe(_run_all, self._outbox)

@@ -30,8 +30,16 @@ logger = logging.getLogger(__name__)
 class Health:
     """The service grpc.health.v1.Health: `liveness` by itself; `readiness`, all services, and "" together."""
 
-    def __init__(self, services: Iterable[str], forward: Callable[[], Coroutine[Any, Any, bool]]) -> None:
-        """`forward` has the engine compute something small, and says whether the result is sound."""
+    def __init__(
+        self,
+        services: Iterable[str],
+        forward: Callable[[], Coroutine[Any, Any, bool]],
+        tell: Callable[[bool], None] = lambda ready: None,
+    ) -> None:
+        """`forward` has the engine compute something small, and says whether the result is sound; `tell` is told
+        whether the server is ready.
+        """
+        self._tell = tell
         self._ready_names = ("", READINESS, *services)
         self._forward = forward
         self._servicer = health.aio.HealthServicer()
@@ -82,6 +90,7 @@ class Health:
 
     async def _say(self, *, alive: bool, ready: bool) -> None:
         self._alive, self._ready = alive, ready and not self._draining
+        self._tell(self._ready)
         good = {LIVENESS: self._alive, **dict.fromkeys(self._ready_names, self._ready)}
         for name, serves in good.items():
             await self._servicer.set(name, Status.SERVING if serves else Status.NOT_SERVING)

@@ -14,6 +14,8 @@ OUR_PACKAGES = ("reformer_server", "reformer_core")
 FIELDS = "fields"
 """The attribute of a record that holds its fields: `logger.info(…, extra={FIELDS: {…}})`."""
 
+IN_THE_MESSAGE = {"method", "code"}
+
 logger = logging.getLogger(__name__)
 
 
@@ -40,10 +42,10 @@ def set_level(level: str) -> None:
 
 
 class HumanFormatter(logging.Formatter):
-    """The message, and the fields as `name=value` behind it."""
+    """The message, and behind it, as `name=value`, the fields that it doesn't tell."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        fields = getattr(record, FIELDS, {})
+        fields = {name: value for name, value in getattr(record, FIELDS, {}).items() if name not in IN_THE_MESSAGE}
         return " ".join([super().formatMessage(record), *(f"{name}={value}" for name, value in fields.items())])
 
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     Info,
     PlatformCollector,
@@ -23,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from reformer_core.events import Event, Finished, Started
 from reformer_server.call_facts import Reading
+from reformer_server.status import REASONS
 
 # Else each series has a second one, with the time of its creation, that nobody reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -60,6 +62,11 @@ class Metrics:
         self.request_duration = histogram(
             "request_duration_seconds", "From a call's arrival to its end.", LONG_SECONDS, method=()
         )
+        self.request_errors = counter(
+            "request_errors_total",
+            "Calls that the server ended with an error, by its reason; those that their clients left have none.",
+            reason=REASONS,
+        )
         self.queue = histogram("queue_seconds", "Waiting for a place in the engine.", LONG_SECONDS)
         self.prefill = histogram("prefill_seconds", "Reading a document or a prompt.", LONG_SECONDS)
         self.restore = histogram("restore_seconds", "Taking a document back from the store.", LONG_SECONDS)
@@ -89,7 +96,15 @@ class Metrics:
             "Documents that were dropped; memory: from memory only, to make room.",
             reason=("expired", "deleted", "memory"),
         )
+        self.documents_lost = counter(
+            "documents_lost_total",
+            "Documents to be uploaded again; damaged: what the store had isn't whole, not_written: it never got them.",
+            reason=("damaged", "not_written"),
+        )
         self.store_errors = counter("document_store_errors_total", "Calls of the document store that failed.")
+        self.serving = Gauge(
+            "reformer_serving", "1: warmed up and taking calls, as the health service says.", registry=registry
+        )
         self._cancelled = counter(
             "cancelled_total", "Requests that were cancelled.", phase=("waiting", "prefill", "decode")
         )

@@ -28,7 +28,7 @@ from reformer_server.document_service import DocumentService
 from reformer_server.documents import DocumentRegistry
 from reformer_server.engine_thread import EngineThread
 from reformer_server.errors import DrainingError, EngineStoppedError
-from reformer_server.gauges import load_gauges
+from reformer_server.gauges import gauges_of
 from reformer_server.health import Health
 from reformer_server.inference_service import InferenceService
 from reformer_server.load import Load
@@ -92,13 +92,13 @@ class Server:
         self.documents = DocumentRegistry(self.uploads, self.cache, self.archive, self.restores, self.metrics)
         self.write_behind: WriteBehind | None = None
         if isinstance(self.archive, StoreArchive):
-            self.write_behind = WriteBehind(self.engine, self.archive, self.cache, self.documents.holds)
+            self.write_behind = WriteBehind(self.engine, self.archive, self.cache, self.documents.holds, self.metrics)
             self.documents.persist = self.write_behind.persist
         self.engine.make_room = self._make_room
         self.engine.seconds_until_room = self.documents.seconds_until_one_ends
         self._admission = Admission()
         self._quotas = Quotas()
-        self._health = Health(SERVICES, self._computes)
+        self._health = Health(SERVICES, self._computes, self.metrics.serving.set)
         chain = (
             logged,
             counting(self.metrics),
@@ -137,7 +137,7 @@ class Server:
         """Listens, warms up, and then says that it serves. Raises what is in the way; `stop` is due all the same."""
         settings = self.settings
         await self.engine.start()
-        self.metrics.watch(load_gauges(self.engine, self.cache, self.archive, settings, self.model.model.device))
+        self.metrics.watch(gauges_of(self))
         self.metrics.build_info(version=VERSION, model=self.model.name, torch=torch.__version__)
         self._metrics_port = MetricsPort(settings.host, settings.metrics_port, self.metrics.registry)
         self.metrics_port = self._metrics_port.port

@@ -15,6 +15,7 @@ from reformer_server.content import ContentKey
 from reformer_server.engine_thread import EngineThread
 from reformer_server.entries import Entry
 from reformer_server.errors import EngineStoppedError, StoredDocumentDamagedError, StoreUnavailableError
+from reformer_server.metrics import Metrics
 from reformer_server.store.data import Shape
 
 CONTENTS_AT_A_TIME = 2
@@ -32,8 +33,10 @@ class WriteBehind:
         archive: StoreArchive,
         cache: DocumentCache,
         holds: Callable[[Entry], bool],
+        metrics: Metrics,
     ) -> None:
         """`holds` tells whether an entry is still wanted."""
+        self._metrics = metrics
         self._engine, self._archive, self._cache, self._holds = engine, archive, cache, holds
         self._tasks: dict[Entry, asyncio.Task[None]] = {}
         self._writing: WeakValueDictionary[ContentKey, asyncio.Lock] = WeakValueDictionary()
@@ -86,6 +89,7 @@ class WriteBehind:
             except EngineStoppedError:
                 return
             except Exception:
+                self._metrics.documents_lost.labels("not_written").inc()
                 logger.exception("a document can't be stored; it lives as long as this process")
                 return
 

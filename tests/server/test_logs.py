@@ -57,8 +57,8 @@ def test_json_names_the_call_in_which_something_is_logged() -> None:
 
 
 def test_people_see_the_fields_behind_the_message() -> None:
-    line = HumanFormatter(HUMAN_FORMAT).format(record("call", {"code": "OK", "total_seconds": 0.5}))
-    assert line.endswith("INFO reformer_server.x: call code=OK total_seconds=0.5")
+    line = HumanFormatter(HUMAN_FORMAT).format(record("S/M OK", {"code": "OK", "total_seconds": 0.5}))
+    assert line.endswith("INFO reformer_server.x: S/M OK total_seconds=0.5")
 
 
 def test_warnings_and_what_nobody_expected_are_lines_of_json() -> None:
