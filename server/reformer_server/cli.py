@@ -66,9 +66,13 @@ def serve(config: Path | None, as_json: bool, **flags: str | None) -> None:
 async def _serve(settings: Settings, *, as_json: bool) -> None:
     """Returns after a clean stop; raises whatever else ended the server."""
     access = Access(settings)  # before a model is loaded, which takes longer to go wrong
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # There is nothing to drain yet. A container's first process would ignore what it has no handler for.
+        loop.add_signal_handler(number, os._exit, 0)
     server = Server(settings, await asyncio.to_thread(load_served_model, settings), access=access)
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, server.tell_to_stop)
+        loop.add_signal_handler(number, server.tell_to_stop)
     try:
         await server.start()
         # What is here now stays; to look it through, each full collection would stop all streams for 0.3 s.

@@ -36,8 +36,11 @@ class Health:
         self._forward = forward
         self._servicer = health.aio.HealthServicer()
         self._draining = False
-        self._ready = False
-        self._alive = False
+        self._sound = True
+        self.alive = False
+        """The engine ends its turns. Any thread may ask."""
+        self.ready = False
+        """It is warm, doesn't drain, and its last forward pass was sound. Any thread may ask."""
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Makes it a service of `server`."""
@@ -50,7 +53,7 @@ class Health:
     async def drain(self) -> None:
         """Never ready again; alive to the end."""
         self._draining = True
-        await self._say(alive=self._alive, ready=False)
+        await self._say(alive=self.alive, ready=False)
 
     async def watch(self) -> None:
         """Looks every now and then until it is cancelled."""
@@ -70,18 +73,20 @@ class Health:
         except EngineStoppedError:
             await self._say(alive=False, ready=False)
         except Exception:
-            if self._ready:
+            if self._sound:
                 logger.exception("a forward pass of one token failed: NOT ready")
+            self._sound = False
             await self._say(alive=True, ready=False)
         else:
-            if self._ready and not sound:
+            if self._sound and not sound:
                 logger.error("a forward pass of one token gave numbers that aren't finite: NOT ready")
+            self._sound = sound
             await self._say(alive=True, ready=sound)
         finally:
             check.cancel()
 
     async def _say(self, *, alive: bool, ready: bool) -> None:
-        self._alive, self._ready = alive, ready and not self._draining
-        good = {LIVENESS: self._alive, **dict.fromkeys(self._ready_names, self._ready)}
+        self.alive, self.ready = alive, ready and not self._draining
+        good = {LIVENESS: self.alive, **dict.fromkeys(self._ready_names, self.ready)}
         for name, serves in good.items():
             await self._servicer.set(name, Status.SERVING if serves else Status.NOT_SERVING)

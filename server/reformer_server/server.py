@@ -130,7 +130,8 @@ class Server:
         await self.engine.start()
         self.metrics.watch(load_gauges(self.engine, self.cache, self.archive, settings, self.model.model.device))
         self.metrics.build_info(version=VERSION, model=self.model.name, torch=torch.__version__)
-        self._metrics_port = MetricsPort(settings.host, settings.metrics_port, self.metrics.registry)
+        probes = {"/livez": lambda: self._health.alive, "/readyz": lambda: self._health.ready}
+        self._metrics_port = MetricsPort(settings.host, settings.metrics_port, self.metrics.registry, probes)
         self.metrics_port = self._metrics_port.port
         await self._health.started()
         self.port = self.access.listen(self._grpc)
