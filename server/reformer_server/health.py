@@ -30,22 +30,17 @@ logger = logging.getLogger(__name__)
 class Health:
     """The service grpc.health.v1.Health: `liveness` by itself; `readiness`, all services, and "" together."""
 
-    def __init__(
-        self,
-        services: Iterable[str],
-        forward: Callable[[], Coroutine[Any, Any, bool]],
-        tell: Callable[[bool], None] = lambda ready: None,
-    ) -> None:
-        """`forward` has the engine compute something small, and says whether the result is sound; `tell` is told
-        whether the server is ready.
-        """
-        self._tell = tell
+    def __init__(self, services: Iterable[str], forward: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+        """`forward` has the engine compute something small, and says whether the result is sound."""
         self._ready_names = ("", READINESS, *services)
         self._forward = forward
         self._servicer = health.aio.HealthServicer()
         self._draining = False
-        self._ready = False
-        self._alive = False
+        self._sound = True
+        self.alive = False
+        """The engine ends its turns. Any thread may ask."""
+        self.ready = False
+        """It is warm, doesn't drain, and its last forward pass was sound. Any thread may ask."""
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Makes it a service of `server`."""
@@ -58,7 +53,7 @@ class Health:
     async def drain(self) -> None:
         """Never ready again; alive to the end."""
         self._draining = True
-        await self._say(alive=self._alive, ready=False)
+        await self._say(alive=self.alive, ready=False)
 
     async def watch(self) -> None:
         """Looks every now and then until it is cancelled."""
@@ -78,19 +73,20 @@ class Health:
         except EngineStoppedError:
             await self._say(alive=False, ready=False)
         except Exception:
-            if self._ready:
+            if self._sound:
                 logger.exception("a forward pass of one token failed: NOT ready")
+            self._sound = False
             await self._say(alive=True, ready=False)
         else:
-            if self._ready and not sound:
+            if self._sound and not sound:
                 logger.error("a forward pass of one token gave numbers that aren't finite: NOT ready")
+            self._sound = sound
             await self._say(alive=True, ready=sound)
         finally:
             check.cancel()
 
     async def _say(self, *, alive: bool, ready: bool) -> None:
-        self._alive, self._ready = alive, ready and not self._draining
-        self._tell(self._ready)
-        good = {LIVENESS: self._alive, **dict.fromkeys(self._ready_names, self._ready)}
+        self.alive, self.ready = alive, ready and not self._draining
+        good = {LIVENESS: self.alive, **dict.fromkeys(self._ready_names, self.ready)}
         for name, serves in good.items():
             await self._servicer.set(name, Status.SERVING if serves else Status.NOT_SERVING)

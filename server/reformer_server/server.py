@@ -98,7 +98,8 @@ class Server:
         self.engine.seconds_until_room = self.documents.seconds_until_one_ends
         self._admission = Admission()
         self._quotas = Quotas()
-        self._health = Health(SERVICES, self._computes, self.metrics.serving.set)
+        self._health = Health(SERVICES, self._computes)
+        self.metrics.serving.set_function(lambda: float(self._health.ready))
         chain = (
             logged,
             counting(self.metrics),
@@ -139,7 +140,8 @@ class Server:
         await self.engine.start()
         self.metrics.watch(gauges_of(self))
         self.metrics.build_info(version=VERSION, model=self.model.name, torch=torch.__version__)
-        self._metrics_port = MetricsPort(settings.host, settings.metrics_port, self.metrics.registry)
+        probes = {"/livez": lambda: self._health.alive, "/readyz": lambda: self._health.ready}
+        self._metrics_port = MetricsPort(settings.host, settings.metrics_port, self.metrics.registry, probes)
         self.metrics_port = self._metrics_port.port
         await self._health.started()
         self.port = self.access.listen(self._grpc)

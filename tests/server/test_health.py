@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import threading
+import urllib.error
+import urllib.request
 
 import grpc
 import pytest
@@ -108,6 +110,29 @@ async def test_a_forward_pass_that_gives_nonsense(
         await until(running.channel, ONLY_ALIVE)
     await until(running.channel, ALIVE_AND_READY)
     assert ["aren't finite" in record.message for record in caplog.records] == [True]
+
+
+def asked(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+async def test_the_metrics_port_says_the_same(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For probes that speak no gRPC, or no TLS."""
+    url = f"http://127.0.0.1:{running.server.metrics_port}"
+    assert await asyncio.to_thread(asked, f"{url}/livez") == (200, "yes\n")
+    assert await asyncio.to_thread(asked, f"{url}/readyz") == (200, "yes\n")
+    monkeypatch.setattr(running.server.model.model, "forward", lambda token_ids: torch.full((1, 258), torch.nan))
+    await until(running.channel, ONLY_ALIVE)
+    assert await asyncio.to_thread(asked, f"{url}/livez") == (200, "yes\n")
+    assert await asyncio.to_thread(asked, f"{url}/readyz") == (503, "no\n")
+    status, text = await asyncio.to_thread(asked, f"{url}/metrics")
+    assert status == 200
+    assert "reformer_requests_running 0.0" in text
 
 
 async def test_an_engine_that_is_stuck(
