@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 from reformer.v1 import inference_pb2, model_pb2
 from reformer_client import messages
+from reformer_client.admin import AsyncAdmin
 from reformer_client.calls import Caller
 from reformer_client.connection import TLS, ChannelOptions, Connection, Keepalive, Token
 from reformer_client.documents import AsyncDocuments
@@ -58,6 +59,7 @@ class AsyncClient:
         connection = Connection(server, tls, token, keepalive or Keepalive(), tuple(channel_options))
         self._caller = Caller(connection, retry or RetryPolicy(), timeout, tracer_provider)
         self.documents = AsyncDocuments(self._caller)
+        self.admin = AsyncAdmin(self._caller)
 
     async def __aenter__(self) -> Self:
         return self

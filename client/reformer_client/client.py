@@ -2,12 +2,13 @@
 
 from typing import TYPE_CHECKING, Self
 
+from reformer_client.admin import AsyncAdmin, AsyncOwnedDocuments
 from reformer_client.async_client import AsyncClient
 from reformer_client.blocking import Facade, Portal, Stream, blocking, streaming
 from reformer_client.connection import TLS, ChannelOptions, Keepalive, Token
 from reformer_client.document import AsyncDocument, DocumentFacts
 from reformer_client.documents import AsyncDocumentList, AsyncDocuments
-from reformer_client.results import DocumentInfo, GenerationFinished, GenerationStarted, Usage
+from reformer_client.results import DocumentInfo, GenerationFinished, GenerationStarted, OwnedDocument, Usage
 from reformer_client.results import Token as GeneratedToken
 from reformer_client.retry import RetryPolicy
 from reformer_client.scores import ScoreBlock
@@ -90,6 +91,17 @@ class Documents(Facade[AsyncDocuments]):
     delete = blocking(AsyncDocuments.delete)
 
 
+class OwnedDocuments(Stream[AsyncOwnedDocuments, OwnedDocument]):
+    """All tenants' documents, page by page."""
+
+
+class Admin(Facade[AsyncAdmin]):
+    """What operators ask of a server: `client.admin`."""
+
+    drain = blocking(AsyncAdmin.drain)
+    documents = streaming(AsyncAdmin.documents, OwnedDocuments)
+
+
 class Client(Facade[AsyncClient]):
     """A client of one server; safe to share between threads. Callbacks run on the thread that made the call.
 
@@ -120,6 +132,7 @@ class Client(Facade[AsyncClient]):
         )
         super().__init__(Portal(at_end=client.close), client)
         self.documents = Documents(self._portal, client.documents)
+        self.admin = Admin(self._portal, client.admin)
 
     generate = streaming(AsyncClient.generate, GenerationStream)
     score = blocking(AsyncClient.score)

@@ -1,4 +1,4 @@
-"""The stubs of the three services over one channel."""
+"""The stubs of all services over one channel."""
 
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -6,10 +6,20 @@ from typing import TYPE_CHECKING
 import grpc.aio
 from google.protobuf.descriptor import FileDescriptor
 
-from reformer.v1 import document_pb2, document_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
+from reformer.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    document_pb2,
+    document_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+)
 from reformer_client.connection import Connection
 
 if TYPE_CHECKING:
+    from reformer.v1.admin_pb2_grpc import AdminServiceAsyncStub
     from reformer.v1.document_pb2_grpc import DocumentServiceAsyncStub
     from reformer.v1.inference_pb2_grpc import InferenceServiceAsyncStub
     from reformer.v1.model_pb2_grpc import ModelServiceAsyncStub
@@ -34,12 +44,17 @@ class Services:
     def model(self) -> "ModelServiceAsyncStub":
         return model_pb2_grpc.ModelServiceStub(self._channel)
 
+    @cached_property
+    def admin(self) -> "AdminServiceAsyncStub":
+        return admin_pb2_grpc.AdminServiceStub(self._channel)
+
     def name_of(self, method: object) -> str:
         """What a method of one of these is called: `reformer.v1.InferenceService/Generate`."""
         stubs: tuple[tuple[FileDescriptor, object], ...] = (
             (document_pb2.DESCRIPTOR, self.documents),
             (inference_pb2.DESCRIPTOR, self.inference),
             (model_pb2.DESCRIPTOR, self.model),
+            (admin_pb2.DESCRIPTOR, self.admin),
         )
         for file, stub in stubs:
             for service in file.services_by_name.values():

@@ -6,6 +6,7 @@ from functools import partial
 
 import grpc
 
+from reformer_server.administration import admins_only
 from reformer_server.authentication import authenticating
 from reformer_server.calls import Around
 from reformer_server.credentials import Credentials
@@ -30,9 +31,9 @@ class Access:
 
     @property
     def links(self) -> tuple[Around, ...]:
-        """For the chain around each call. None without tenants: all calls are the anonymous one's then."""
-        tenants = self._tenants
-        return () if tenants is None else (authenticating(lambda: tenants.value),)
+        """For the chain around each call. Without tenants all calls are the anonymous one's."""
+        tenants, admins = self._tenants, admins_only(self._settings)
+        return (admins,) if tenants is None else (authenticating(lambda: tenants.value), admins)
 
     @property
     def current(self) -> dict[str, bool]:

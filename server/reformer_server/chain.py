@@ -9,13 +9,14 @@ from contextlib import asynccontextmanager
 import grpc
 from grpc_status import rpc_status
 
+from reformer_server.administration import ADMIN_METHODS
 from reformer_server.calls import Around, Call
 from reformer_server.errors import DrainingError
 from reformer_server.logs import FIELDS
 from reformer_server.metrics import Metrics
 from reformer_server.status import reason_of, row_of, to_status
 
-ALWAYS_ADMITTED = "ModelService/GetLoad"  # it says that the server is draining
+ALWAYS_ADMITTED = ("ModelService/GetLoad", ADMIN_METHODS)  # draining is begun and watched by them
 
 logger = logging.getLogger(__name__)
 
@@ -73,29 +74,32 @@ async def errors_to_status(call: Call) -> AsyncIterator[None]:
 
 
 class Admission:
-    """Lets calls in until the server drains, and tells when the last one is out."""
+    """Lets calls in until the server drains, and tells when the last one is out. Some it neither bars nor counts."""
 
     def __init__(self) -> None:
         self.draining = False
-        self._inside = 0
+        self.inside = 0
+        """Calls under way."""
         self._empty = asyncio.Event()
         self._empty.set()
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
         """Raises DrainingError if the call comes too late."""
-        if self.draining and call.method != ALWAYS_ADMITTED:
+        if call.method.startswith(ALWAYS_ADMITTED):
+            yield
+            return
+        if self.draining:
             raise DrainingError
-        self._inside += 1
+        self.inside += 1
         self._empty.clear()
         try:
             yield
         finally:
-            self._inside -= 1
-            if self._inside == 0:
+            self.inside -= 1
+            if self.inside == 0:
                 self._empty.set()
 
-    async def drain(self) -> None:
-        """Takes no call any more; returns when all have ended."""
-        self.draining = True
+    async def until_empty(self) -> None:
+        """Returns when no call is under way."""
         await self._empty.wait()

@@ -8,9 +8,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
@@ -20,6 +19,8 @@ from reformer_server.access import Access
 from reformer_server.building import open_traces
 from reformer_server.doctor import doctor
 from reformer_server.errors import EngineStoppedError
+from reformer_server.live_settings import read_again
+from reformer_server.options import settings_options
 from reformer_server.plan import plan
 from reformer_server.served_model import load_served_model
 from reformer_server.server import Server
@@ -32,21 +33,9 @@ __all__ = ["doctor", "plan", "serve", "token"]
 
 logger = logging.getLogger(__name__)
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def _settings_options(command: Command) -> Command:
-    """An option for each setting, parsed where the file's and the environment's values are: all mean the same."""
-    for field in reversed(fields(Settings)):
-        key = KEYS[field.name]
-        command = click.option(f"--{key}", field.name, metavar=field.metadata["metavar"], help=field.metadata["help"])(
-            command
-        )
-    return command
-
 
 @click.command()
-@_settings_options
+@settings_options(*KEYS)
 @click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML file with settings.")
 @click.option("--json", "as_json", is_flag=True, help="Say where the server listens in one line of JSON.")
 def serve(config: Path | None, as_json: bool, **flags: str | None) -> None:
@@ -54,13 +43,14 @@ def serve(config: Path | None, as_json: bool, **flags: str | None) -> None:
 
     Each option can also be set in the environment (REFORMER_MEMORY=12GiB) or in a TOML file (memory = "12GiB").
     """
+    load = partial(Settings.load, flags, os.environ, config)
     try:
-        settings = Settings.load(flags, os.environ, config)
+        settings = load()
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
     logs.configure(settings.log_format, settings.log_level)
     try:
-        asyncio.run(_serve(settings, as_json=as_json))
+        asyncio.run(_serve(settings, load if config else None, as_json=as_json))
     except (ReformerError, SettingsError, OSError, EngineStoppedError) as error:  # e.g. a port that is taken
         if settings.log_format == "json":
             logger.critical("%s", error)
@@ -68,14 +58,28 @@ def serve(config: Path | None, as_json: bool, **flags: str | None) -> None:
         raise click.ClickException(str(error)) from error
 
 
-async def _serve(settings: Settings, *, as_json: bool) -> None:
-    """Returns after a clean stop; raises whatever else ended the server."""
+async def _serve(settings: Settings, reload: Callable[[], Settings] | None, *, as_json: bool) -> None:
+    """Returns after a clean stop; raises whatever else ended the server.
+
+    `reload` reads the settings again, on SIGHUP; None: there is no file, and SIGHUP ends the process as ever.
+    """
     access = Access(settings)  # before a model is loaded, which takes longer to go wrong
     traces = open_traces(settings)
     links = () if traces is None else (traces.link,)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # There is nothing to drain yet. A container's first process would ignore what it has no handler for.
+        loop.add_signal_handler(number, os._exit, 0)
     server = Server(settings, await asyncio.to_thread(load_served_model, settings), access=access, links=links)
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, server.tell_to_stop)
+        loop.add_signal_handler(number, server.tell_to_stop)
+
+    def read_settings_again() -> None:
+        if reload is not None:
+            server.settings = read_again(server.settings, reload)
+
+    if reload is not None:
+        loop.add_signal_handler(signal.SIGHUP, read_settings_again)
     try:
         await server.start()
         # What is here now stays; to look it through, each full collection would stop all streams for 0.3 s.

@@ -102,7 +102,7 @@ class DocumentService(DocumentServiceServicer):
     async def ListDocuments(self, request: pb.ListDocumentsRequest, context: Context) -> pb.ListDocumentsResponse:
         page_size = validation.page_size(request)
         entries = await self._documents.all_of(tenants.current().name)
-        found, next_page_token = page(entries, page_size, request.page_token)
+        found, next_page_token = page(entries, _by_age, page_size, request.page_token)
         return pb.ListDocumentsResponse(
             documents=[convert.document(entry) for entry in found], next_page_token=next_page_token
         )
@@ -154,6 +154,10 @@ class DocumentService(DocumentServiceServicer):
         call_facts.current().cached_tokens = entry.tokens
         self._metrics.prefill_tokens.labels("cached").inc(entry.tokens)
         return pb.CreateDocumentResponse(document=convert.document(entry, cached=True))
+
+
+def _by_age(entry: Entry) -> tuple[float, str]:
+    return entry.create_time, entry.name.document_id
 
 
 def _accepted(name: DocumentName, resume_offset: int) -> pb.CreateDocumentResponse:

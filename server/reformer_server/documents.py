@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from reformer_server.archive import Archive
@@ -194,14 +194,20 @@ class DocumentRegistry:
             self._leave(there)
 
     async def all_of(self, tenant: str) -> list[Entry]:
-        """A tenant's documents, oldest first: those of this process, and those in the store."""
+        """A tenant's documents: those of this process, and those in the store."""
+        records = await self._archive.records(tenant)
+        return [entry for entry in self._with(records) if entry.name.tenant == tenant]
+
+    def all(self) -> list[Entry]:
+        """Everybody's: those of this process, and those in the store as of its last sweep."""
+        return self._with(self._archive.usage.records)
+
+    def _with(self, records: Iterable[DocumentRecord]) -> list[Entry]:
+        """What is here, and what of these records can be used besides."""
         self.sweep()
-        entries = {}
-        for record in await self._archive.records(tenant):
-            if self._archive.is_ours(record) and record.expire_time > self._clock():
-                entries[record.document_id] = self._entry_of(record)
-        entries |= {entry.name.document_id: entry for entry in self._entries.values() if entry.name.tenant == tenant}
-        return sorted(entries.values(), key=lambda entry: (entry.create_time, entry.name))
+        ours = (each for each in records if self._archive.is_ours(each) and each.expire_time > self._clock())
+        entries = {entry.name: entry for entry in map(self._entry_of, ours)}
+        return [*(entries | self._entries).values()]
 
     def sweep(self) -> int:
         """Forgets documents whose lease has ended, and returns how many: their memory is free at once."""

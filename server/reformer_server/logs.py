@@ -26,13 +26,19 @@ def configure(log_format: str, level: str) -> None:
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else HumanFormatter(HUMAN_FORMAT))
-    logging.basicConfig(level=max(logging.getLevelName(level.upper()), logging.INFO), handlers=[handler])
-    for package in OUR_PACKAGES:
-        logging.getLogger(package).setLevel(level.upper())
+    logging.basicConfig(handlers=[handler])
+    set_level(level)
     if log_format == "json":
         logging.captureWarnings(True)
         sys.excepthook = _log_uncaught
         threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def set_level(level: str) -> None:
+    """Of ours; others' is "info" at least."""
+    logging.getLogger().setLevel(max(logging.getLevelName(level.upper()), logging.INFO))
+    for package in OUR_PACKAGES:
+        logging.getLogger(package).setLevel(level.upper())
 
 
 class HumanFormatter(logging.Formatter):

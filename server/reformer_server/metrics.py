@@ -6,7 +6,7 @@ Base units; labels are few and bounded: never a document's id, never a tenant.
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from itertools import product
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -25,6 +25,9 @@ from prometheus_client.registry import Collector
 from reformer_core.events import Event, Finished, Started
 from reformer_server.call_facts import Reading
 from reformer_server.status import REASONS
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
 # Else each series has a second one, with the time of its creation, that nobody reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -146,11 +149,25 @@ class _Watched(Collector):
 
 
 class MetricsPort:
-    """The HTTP port of a registry, served by a thread of its own."""
+    """The HTTP port of a registry, served by a thread of its own; it also answers probes that speak no gRPC."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        """Starts to listen; raises OSError if it can't. Port 0 picks a free one."""
+    def __init__(
+        self, host: str, port: int, registry: CollectorRegistry, probes: Mapping[str, Callable[[], bool]]
+    ) -> None:
+        """Starts to listen; raises OSError if it can't. Port 0 picks a free one. `probes` go by their paths."""
         self._server, self._thread = start_prometheus_server(port, host, registry)
+        metrics = self._server.get_app()
+        assert metrics is not None
+
+        def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+            probe = probes.get(environ["PATH_INFO"])
+            if probe is None:
+                return metrics(environ, start_response)
+            good = probe()
+            start_response("200 OK" if good else "503 Service Unavailable", [("Content-Type", "text/plain")])
+            return [b"yes\n" if good else b"no\n"]
+
+        self._server.set_app(app)
 
     @property
     def port(self) -> int:

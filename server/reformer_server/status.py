@@ -126,6 +126,7 @@ TABLE: Mapping[type[Exception], Row] = {
     # who may not call
     server.UnauthenticatedError: Row(StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
     server.UnknownIdentityError: Row(StatusCode.PERMISSION_DENIED, "UNKNOWN_IDENTITY"),
+    server.NotAdminError: Row(StatusCode.PERMISSION_DENIED, "NOT_ADMIN"),
     server.StoreFullError: Row(
         StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL", ("needed_bytes", "free_bytes"), _quota("document store")
     ),

@@ -10,7 +10,7 @@ import torch
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from reformer.v1 import document_pb2, inference_pb2, model_pb2
+from reformer.v1 import admin_pb2, document_pb2, inference_pb2, model_pb2
 from reformer_core import SamplingParams
 from reformer_core.errors import TooManyTokensError
 from reformer_server import call_facts, tenants
@@ -123,7 +123,7 @@ def lease_seconds(
     return seconds
 
 
-def page_size(request: document_pb2.ListDocumentsRequest) -> int:
+def page_size(request: document_pb2.ListDocumentsRequest | admin_pb2.ListAllDocumentsRequest) -> int:
     """Documents a page."""
     size = request.page_size if request.HasField("page_size") else DEFAULT_PAGE_SIZE
     if not 1 <= size <= MAX_PAGE_SIZE:

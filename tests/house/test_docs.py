@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from reformer.v1 import document_pb2, inference_pb2, model_pb2
+from reformer.v1 import admin_pb2, document_pb2, inference_pb2, model_pb2
 from reformer_client.cli import main
 from reformer_client.errors import ERROR_CLASSES
 from reformer_client.messages import Sampling
@@ -115,7 +115,7 @@ def test_no_option_is_told_that_isnt_there() -> None:
 def test_every_rpc() -> None:
     rpcs = {
         method.name
-        for module in (document_pb2, inference_pb2, model_pb2)
+        for module in (admin_pb2, document_pb2, inference_pb2, model_pb2)
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
