@@ -89,10 +89,10 @@ def test_each_call_has_its_line_and_none_has_content(verbose: ServerProcess) -> 
     assert len(generated) < 3 or generated not in verbose.log
 
 
-def test_what_ends_the_server_is_a_line_too(verbose: ServerProcess, tmp_path: Path) -> None:
+def test_what_ends_the_server_is_a_line_too(verbose: ServerProcess, model_directory: Path, tmp_path: Path) -> None:
     """Its port is taken, by the other one."""
     log = tmp_path / "log"
-    options = ("--port", verbose.port, "--memory", "1GiB", "--log-format", "json")
+    options = ("--model", model_directory, "--port", verbose.port, "--memory", "1GiB", "--log-format", "json")
     with pytest.raises(RuntimeError, match="exit code 1"), serving(*options, log=log):
         pass
     [line] = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
