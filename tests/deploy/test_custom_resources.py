@@ -16,6 +16,7 @@ from reformer_client.retry import Attempts, RetryPolicy
 from reformer_core.tokenizers import ByteTokenizer
 from reformer_server.health import READINESS
 from reformer_server.server import SERVICES
+from reformer_server.units import parse_duration
 from reformer_server.validation import DOCUMENT_ID_METADATA
 from tests.deploy.manifests import KUBERNETES, ROOT, Manifest, Rendered, overlay
 from tests.server.conftest import running_server, tiny_served_model
@@ -107,6 +108,12 @@ def test_nothing_but_the_client_ends_a_long_stream(gateway: Rendered) -> None:
     before = gateway.one("ClientTrafficPolicy")["spec"]["timeout"]["http"]
     assert behind == {"requestTimeout": "0s", "maxStreamDuration": "0s", "streamIdleTimeout": "0s"}
     assert before == {"requestReceivedTimeout": "0s", "streamIdleTimeout": "0s"}
+
+
+def test_the_proxy_drains_as_long_as_the_server(gateway: Rendered) -> None:
+    reference = gateway.one("Gateway")["spec"]["infrastructure"]["parametersRef"]
+    shutdown = gateway.one(reference["kind"], reference["name"])["spec"]["shutdown"]
+    assert parse_duration(shutdown["drainTimeout"]) >= gateway.settings.drain_grace_seconds
 
 
 def test_tls_between_gateway_and_pods() -> None:
