@@ -34,6 +34,7 @@ python3 -m venv --without-pip "$folder"
 pip() { python3 -m pip --disable-pip-version-check --no-input "$@"; }
 install() { pip --python "$folder/bin/python" install --constraint constraints.txt "$@"; }
 
+rm -rf build # what an earlier build has left there would get into the wheel
 pip wheel --no-deps --wheel-dir "$wheels" .
 if [ "$variant" = cpu ]; then
   index=${TORCH_INDEX-https://download.pytorch.org/whl/cpu}
