@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, closing
-from typing import Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from reformer.v1 import inference_pb2, model_pb2
 from reformer_client import messages
@@ -21,6 +21,9 @@ from reformer_client.sources import Source, SourceNotSeekableError, open_content
 from reformer_client.streams import AsyncGenerationStream, AsyncScoreStream
 from reformer_client.upload import chunks
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
 
 class AsyncClient:
     """A client of one server; safe to share between tasks of one event loop.
@@ -35,6 +38,8 @@ class AsyncClient:
         retry: when and how often failed calls are tried again.
         keepalive: how dead connections are noticed.
         channel_options: further options of the gRPC channel.
+        tracer_provider: makes a span of OpenTelemetry for each call, below the current one, and tells the server of it;
+            `opentelemetry.trace.get_tracer_provider()` is the program's own. Default: no traces.
 
     Every method raises ReformerError (see `reformer_client.errors`) for what goes wrong in a call.
     """
@@ -49,9 +54,10 @@ class AsyncClient:
         retry: RetryPolicy | None = None,
         keepalive: Keepalive | None = None,
         channel_options: ChannelOptions = (),
+        tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         connection = Connection(server, tls, token, keepalive or Keepalive(), tuple(channel_options))
-        self._caller = Caller(connection, retry or RetryPolicy(), timeout)
+        self._caller = Caller(connection, retry or RetryPolicy(), timeout, tracer_provider)
         self.documents = AsyncDocuments(self._caller)
         self.admin = AsyncAdmin(self._caller)
 

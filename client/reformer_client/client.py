@@ -1,6 +1,6 @@
 """Client: the blocking view of AsyncClient. Nothing is done here; the async classes hold all there is to know."""
 
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from reformer_client.admin import AsyncAdmin, AsyncOwnedDocuments
 from reformer_client.async_client import AsyncClient
@@ -13,6 +13,9 @@ from reformer_client.results import Token as GeneratedToken
 from reformer_client.retry import RetryPolicy
 from reformer_client.scores import ScoreBlock
 from reformer_client.streams import AsyncDocumentScoreStream, AsyncGenerationStream, AsyncScoreStream
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 
 class GenerationStream(Stream[AsyncGenerationStream, GeneratedToken]):
@@ -115,6 +118,7 @@ class Client(Facade[AsyncClient]):
         retry: RetryPolicy | None = None,
         keepalive: Keepalive | None = None,
         channel_options: ChannelOptions = (),
+        tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         client = AsyncClient(
             server,
@@ -124,6 +128,7 @@ class Client(Facade[AsyncClient]):
             retry=retry,
             keepalive=keepalive,
             channel_options=channel_options,
+            tracer_provider=tracer_provider,
         )
         super().__init__(Portal(at_end=client.close), client)
         self.documents = Documents(self._portal, client.documents)

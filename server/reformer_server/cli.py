@@ -16,6 +16,7 @@ import click
 from reformer_core.errors import ReformerError
 from reformer_server import logs
 from reformer_server.access import Access
+from reformer_server.building import open_traces
 from reformer_server.doctor import doctor
 from reformer_server.errors import EngineStoppedError
 from reformer_server.live_settings import read_again
@@ -67,7 +68,9 @@ async def _serve(settings: Settings, reload: Callable[[], Settings] | None, *, a
     for number in (signal.SIGTERM, signal.SIGINT):
         # There is nothing to drain yet. A container's first process would ignore what it has no handler for.
         loop.add_signal_handler(number, os._exit, 0)
-    server = Server(settings, await asyncio.to_thread(load_served_model, settings), access=access)
+    traces = open_traces(settings)
+    links = () if traces is None else (traces.link,)
+    server = Server(settings, await asyncio.to_thread(load_served_model, settings), access=access, links=links)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.tell_to_stop)
 
@@ -86,6 +89,8 @@ async def _serve(settings: Settings, reload: Callable[[], Settings] | None, *, a
         await server.until_stopped()
     finally:
         await server.stop()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)  # sends what it still has
 
 
 def json_announcement(server: Server) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -20,7 +20,7 @@ from reformer_server.access import Access
 from reformer_server.admin_service import AdminService
 from reformer_server.archive import StoreArchive
 from reformer_server.cache import CachedDocument, DocumentCache
-from reformer_server.calls import CallInterceptor
+from reformer_server.calls import Around, CallInterceptor
 from reformer_server.chain import Admission, counting, errors_to_status, logged
 from reformer_server.connections import channel_options
 from reformer_server.content import Encoder
@@ -66,8 +66,11 @@ class Server:
         model: ServedModel,
         build_engine: Callable[[], Engine] | None = None,
         access: Access | None = None,
+        links: Sequence[Around] = (),
     ) -> None:
         """`build_engine` runs on the engine's thread. Default: an Engine, and access, as the settings say.
+
+        `links` go around each call, outside of all others: they see in its facts how it ended.
 
         Raises SettingsError.
         """
@@ -101,6 +104,7 @@ class Server:
         self._health = Health(SERVICES, self._computes)
         self.metrics.serving.set_function(lambda: float(self._health.ready))
         chain = (
+            *links,
             logged,
             counting(self.metrics),
             errors_to_status,
@@ -126,9 +130,7 @@ class Server:
         add_InferenceServiceServicer_to_server(
             InferenceService(settings, model, engine, encoder, documents, uploads, metrics, self._quotas), self._grpc
         )
-        write_behind = self.write_behind
-        unstored = (lambda: 0) if write_behind is None else lambda: len(write_behind)
-        load = Load(settings, engine, cache, self.archive, self._admission, unstored)
+        load = Load(settings, engine, cache, self.archive, self._admission, self.write_behind)
         add_ModelServiceServicer_to_server(ModelService(settings, model, encoder, load), self._grpc)
         add_AdminServiceServicer_to_server(AdminService(documents, cache, self.take_nothing_new), self._grpc)
         self._health.add_to(self._grpc)

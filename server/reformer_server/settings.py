@@ -100,6 +100,9 @@ class Settings:
     )
     log_level: str = _setting("log-level", str, "info", "debug, info, warning or error.")
     log_format: str = _setting("log-format", str, "human", "Lines for people, or json: an object a line.")
+    traces: str | None = _setting(
+        "traces", str, None, "URL of an OTLP collector (gRPC) to send traces to. Default: no traces."
+    )
 
     def __post_init__(self) -> None:
         def require(name: str, condition: bool, allowed: str) -> None:
@@ -108,6 +111,7 @@ class Settings:
 
         require("log_level", self.log_level in LOG_LEVELS, f"one of {', '.join(LOG_LEVELS)}")
         require("log_format", self.log_format in LOG_FORMATS, f"one of {', '.join(LOG_FORMATS)}")
+        require("traces", self.traces is None or "://" in self.traces, "a URL such as http://localhost:4317")
         require("host", bool(self.host), "an address")
         require("store", self.store != "", f"a folder, a URL or {NO_STORE}")
         require("store_quota_bytes", self.store_quota_bytes is None or self.store_quota_bytes > 0, "above 0")

@@ -84,7 +84,11 @@ def test_client_reaches_other_packages_by_entry_points_only() -> None:
 
 @pytest.mark.parametrize(
     ("package", "extras"),
-    [("reformer_client", []), ("reformer_core", ["server", "train"]), ("reformer_server", ["ray", "server"])],
+    [
+        ("reformer_client", ["telemetry"]),
+        ("reformer_core", ["server", "train"]),
+        ("reformer_server", ["ray", "server", "telemetry"]),
+    ],
 )
 def test_third_party_imports_are_declared(package: str, extras: list[str]) -> None:
     project = project_table()
@@ -103,6 +107,21 @@ def test_declared_dependencies_are_imported() -> None:
     assert names(project["optional-dependencies"]["server"]) - core - server == set()
     assert names(project["optional-dependencies"]["train"]) - core == {"reformer-serve"}
     assert names(project["optional-dependencies"]["ray"]) - server == {"reformer-serve"}
+
+
+def test_only_traces_need_their_extra() -> None:
+    """Each side has one module that needs it at run time, and nobody imports that unless traces are asked for."""
+    assert names(project_table()["optional-dependencies"]["telemetry"]) <= {
+        canonical(name) for name in packages_distributions()["opentelemetry"]
+    }
+    for package in ("reformer_client", "reformer_server"):
+        importing = [
+            path.name
+            for path in sources(package)
+            for module in imported_modules(path)
+            if module.partition(".")[0] == "opentelemetry" and not module.startswith("opentelemetry.trace")  # types
+        ]
+        assert set(importing) == {"tracing.py"}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import asyncio
 import socketserver
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from reformer.v1 import document_pb2_grpc, inference_pb2_grpc, model_pb2_grpc
 from reformer_core import ReformerConfig, ReformerModel
 from reformer_core.tokenizers import ByteTokenizer, Tokenizer
 from reformer_server import ServedModel, Server, Settings
+from reformer_server.calls import Around
 from tests.server.fake_engine import FakeEngine
 
 MAX_TOKENS = 4096
@@ -90,9 +91,11 @@ def served_model() -> ServedModel:
 
 
 @asynccontextmanager
-async def running_server(model: ServedModel, engine: Any, **settings: Any) -> AsyncIterator[Running]:
+async def running_server(
+    model: ServedModel, engine: Any, links: Sequence[Around] = (), **settings: Any
+) -> AsyncIterator[Running]:
     settings = {"store": "none", "port": 0, "metrics_port": 0, "drain_grace_seconds": 2.0, **settings}
-    server = Server(Settings(**settings), model, lambda: engine)  # type: ignore[arg-type]
+    server = Server(Settings(**settings), model, lambda: engine, links=links)  # type: ignore[arg-type]
     try:
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
