@@ -16,6 +16,7 @@ from reformer_client.pictures import ImageCompletions, ImageSource, TokenizedIma
 from reformer_client.progress import OnProgress
 from reformer_client.results import Load, ModelInfo
 from reformer_client.retry import RetryPolicy
+from reformer_client.routing import Routing
 from reformer_client.scores import Scores
 from reformer_client.sources import Source, SourceNotSeekableError, open_content
 from reformer_client.streams import AsyncGenerationStream, AsyncScoreStream
@@ -40,6 +41,9 @@ class AsyncClient:
         channel_options: further options of the gRPC channel.
         tracer_provider: makes a span of OpenTelemetry for each call, below the current one, and tells the server of it;
             `opentelemetry.trace.get_tracer_provider()` is the program's own. Default: no traces.
+        routing: "document": `server` stands for several servers, as "dns:///reformer:50051" or "ipv4:10.0.0.1:50051,
+            10.0.0.2:50051", and calls about a document go to the same one of them. Default: they all go to one of
+            them, or to a proxy that knows.
 
     Every method raises ReformerError (see `reformer_client.errors`) for what goes wrong in a call.
     """
@@ -55,8 +59,9 @@ class AsyncClient:
         keepalive: Keepalive | None = None,
         channel_options: ChannelOptions = (),
         tracer_provider: "TracerProvider | None" = None,
+        routing: Routing | None = None,
     ) -> None:
-        connection = Connection(server, tls, token, keepalive or Keepalive(), tuple(channel_options))
+        connection = Connection(server, tls, token, keepalive or Keepalive(), tuple(channel_options), routing)
         self._caller = Caller(connection, retry or RetryPolicy(), timeout, tracer_provider)
         self.documents = AsyncDocuments(self._caller)
         self.admin = AsyncAdmin(self._caller)
@@ -81,7 +86,8 @@ class AsyncClient:
     ) -> AsyncGenerationStream:
         """Continues a prompt (text or token ids) without a document; see `document.generate`."""
         request = messages.generate_message(None, prompt, sampling)
-        events = self._caller.stream(self._caller.services.inference.Generate, request, timeout=timeout)
+        method = self._caller.services.inference.Generate
+        events = self._caller.stream(method, request, timeout=timeout, is_result=messages.is_result)
         return AsyncGenerationStream(events, on_progress)
 
     async def score(
@@ -191,7 +197,8 @@ class AsyncClient:
 
             method = self._caller.services.inference.Score
             try:
-                async with aclosing(self._caller.exchange(method, requests, timeout=timeout)) as responses:
+                events = self._caller.exchange(method, requests, timeout=timeout, is_result=messages.is_result)
+                async with aclosing(events) as responses:
                     async for response in responses:
                         yield response
             except SourceNotSeekableError as error:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 import grpc.aio
 
 from reformer_client.connection import Connection
-from reformer_client.errors import CancelledError, ReformerError, from_rpc_error
+from reformer_client.errors import CancelledError, ReformerError
 from reformer_client.exchange import exchange, readable
 from reformer_client.retry import Attempts, RetryPolicy
 from reformer_client.services import Services
+from reformer_client.statuses import from_rpc_error
 
 if TYPE_CHECKING:
     from grpc.aio import StreamStreamMultiCallable, UnaryStreamMultiCallable, UnaryUnaryMultiCallable
@@ -131,10 +132,17 @@ class Caller:
         *,
         timeout: float | None,
         document_id: str | None = None,
+        is_result: Callable[[Response], bool] = lambda response: True,
     ) -> AsyncGenerator[Response]:
-        """One request, many responses. Leaving the generator early cancels the call."""
+        """One request, many responses. Leaving the generator early cancels the call.
+
+        Until a response `is_result`, the call is made again where that makes sense; what came before may then come
+        once more.
+        """
         call = self.begin(timeout, document_id)
-        return _responses(call, self.traced(call, method), lambda options: _receive(method(request, **options)))
+        return _responses(
+            call, self.traced(call, method), lambda options: _receive(method(request, **options)), is_result
+        )
 
     def exchange(
         self,
@@ -142,23 +150,29 @@ class Caller:
         requests: Callable[[], AsyncGenerator[Request]],
         *,
         timeout: float | None,
+        is_result: Callable[[Response], bool],
     ) -> AsyncGenerator[Response]:
         """Many requests, many responses. `requests` is called once an attempt and starts from the beginning."""
         call = self.begin(timeout)
-        return _responses(call, self.traced(call, method), lambda options: exchange(method(**options), requests()))
+        return _responses(
+            call, self.traced(call, method), lambda options: exchange(method(**options), requests()), is_result
+        )
 
 
 async def _responses(
-    call: Call, traced: AbstractContextManager[None], attempt: Callable[[CallOptions], AsyncGenerator[Response]]
+    call: Call,
+    traced: AbstractContextManager[None],
+    attempt: Callable[[CallOptions], AsyncGenerator[Response]],
+    is_result: Callable[[Response], bool],
 ) -> AsyncGenerator[Response]:
-    """The responses of the first attempt that has any."""
+    """The responses of the first attempt that has a result."""
     received = False
     with traced:
         while True:
             try:
                 async with aclosing(attempt(await call.options())) as responses:
                     async for response in responses:
-                        received = True
+                        received = received or is_result(response)
                         yield response
                 return
             except grpc.aio.AioRpcError as error:

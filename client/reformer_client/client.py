@@ -11,6 +11,7 @@ from reformer_client.documents import AsyncDocumentList, AsyncDocuments
 from reformer_client.results import DocumentInfo, GenerationFinished, GenerationStarted, OwnedDocument, Usage
 from reformer_client.results import Token as GeneratedToken
 from reformer_client.retry import RetryPolicy
+from reformer_client.routing import Routing
 from reformer_client.scores import ScoreBlock
 from reformer_client.streams import AsyncDocumentScoreStream, AsyncGenerationStream, AsyncScoreStream
 
@@ -119,6 +120,7 @@ class Client(Facade[AsyncClient]):
         keepalive: Keepalive | None = None,
         channel_options: ChannelOptions = (),
         tracer_provider: "TracerProvider | None" = None,
+        routing: Routing | None = None,
     ) -> None:
         client = AsyncClient(
             server,
@@ -129,6 +131,7 @@ class Client(Facade[AsyncClient]):
             keepalive=keepalive,
             channel_options=channel_options,
             tracer_provider=tracer_provider,
+            routing=routing,
         )
         super().__init__(Portal(at_end=client.close), client)
         self.documents = Documents(self._portal, client.documents)

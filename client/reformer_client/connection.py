@@ -10,6 +10,8 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
+from reformer_client.routing import Routing, service_config
+
 ChannelOptions = Sequence[tuple[str, str | int]]
 Token = str | Callable[[], str] | Callable[[], Awaitable[str]]
 """A bearer token, or what returns (or awaits) the current one; it is asked before every call."""
@@ -62,8 +64,11 @@ class Connection:
     token: Token | None = None
     keepalive: Keepalive = Keepalive()
     channel_options: ChannelOptions = ()
+    routing: Routing | None = None
 
     def __post_init__(self) -> None:
+        if self.routing is not None:
+            service_config(self.routing)  # which says what is wrong
         if self.token is not None and self.tls is None and not _is_loopback(self.server):
             raise ValueError(
                 f"a token would travel to {self.server!r} unencrypted; pass tls=TLS(...) (only addresses of this "
@@ -80,6 +85,7 @@ class Connection:
             ("grpc.http2.max_pings_without_data", 0),  # reading a long document is silent on the client's side
             ("grpc.initial_reconnect_backoff_ms", 200),  # gRPC's own 1 s would outlast the first retries
             ("grpc.max_reconnect_backoff_ms", 5000),
+            *([] if self.routing is None else [("grpc.service_config", service_config(self.routing))]),
             *self.channel_options,
         ]
         if self.tls is None:

@@ -96,7 +96,11 @@ class AsyncDocument(DocumentFacts):
         """
         request = messages.generate_message(self.id, prompt, sampling)
         events = self._caller.stream(
-            self._caller.services.inference.Generate, request, timeout=timeout, document_id=self.id
+            self._caller.services.inference.Generate,
+            request,
+            timeout=timeout,
+            document_id=self.id,
+            is_result=messages.is_result,
         )
         return AsyncGenerationStream(events, on_progress)
 

@@ -25,12 +25,10 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 import grpc
-import grpc.aio
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 
 _Detail = TypeVar("_Detail", bound=Message)
-_DETAILS_KEY = "grpc-status-details-bin"
 
 
 @dataclass(frozen=True)
@@ -222,30 +220,3 @@ class UnauthenticatedError(ReformerError):
 
 ERROR_CLASSES: Mapping[grpc.StatusCode, type[ReformerError]] = {cls.code: cls for cls in ReformerError.__subclasses__()}
 """The class of each status but OK."""
-
-
-def from_rpc_error(error: grpc.aio.AioRpcError, request_id: str) -> ReformerError:
-    """The typed error of a failed call; `request_id` is the client's own, in case the server names none."""
-    trailers = dict(error.trailing_metadata() or ())
-    named = trailers.get("x-request-id", request_id)
-    return ERROR_CLASSES[error.code()](
-        error.details() or f"the call ended with {error.code().name} and no message",
-        request_id=named if isinstance(named, str) else named.decode(),
-        details=_unpack(trailers.get(_DETAILS_KEY, b"")),
-    )
-
-
-def _unpack(encoded: str | bytes) -> list[Message]:
-    """The details of an encoded `google.rpc.Status`, less those of unknown kinds."""
-    status = status_pb2.Status.FromString(encoded if isinstance(encoded, bytes) else encoded.encode())
-    kinds: dict[str, type[Message]] = {
-        kind.DESCRIPTOR.full_name: kind
-        for kind in (
-            error_details_pb2.BadRequest,
-            error_details_pb2.ErrorInfo,
-            error_details_pb2.PreconditionFailure,
-            error_details_pb2.QuotaFailure,
-            error_details_pb2.RetryInfo,
-        )
-    }
-    return [kinds[any_.TypeName()].FromString(any_.value) for any_ in status.details if any_.TypeName() in kinds]

@@ -111,6 +111,11 @@ def lease_message(seconds: float | None) -> Duration | None:
     return Duration(seconds=whole, nanos=int((seconds - whole) * 1e9))
 
 
+def is_result(response: inference_pb2.GenerateResponse | inference_pb2.ScoreResponse) -> bool:
+    """Whether it has a part of what was asked for; else it says that the server has begun, or how far it is."""
+    return response.WhichOneof("event") not in ("started", "progress")
+
+
 def seconds(duration: Duration) -> float:
     """Not by `Duration.ToTimedelta`, which would cut it to microseconds."""
     return duration.seconds + duration.nanos / 1e9

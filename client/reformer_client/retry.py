@@ -15,8 +15,8 @@ _random = random.Random()  # its own, so that a seeded program draws the same nu
 class RetryPolicy:
     """Exponential backoff with full jitter, never shorter than what the server asks for.
 
-    Only calls that have received nothing yet are tried again: always after UNAVAILABLE, after RESOURCE_EXHAUSTED if
-    the server says when. Uploads go on from where they broke off.
+    Only calls that have received nothing yet but reports of progress are tried again: always after UNAVAILABLE, after
+    RESOURCE_EXHAUSTED if the server says when. Uploads go on from where they broke off.
     """
 
     max_attempts: int = 4

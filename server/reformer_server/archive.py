@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
@@ -11,7 +12,12 @@ from weakref import WeakValueDictionary
 from reformer_core import Document
 from reformer_server.content import ContentKey, DocumentName
 from reformer_server.daemon_threads import DaemonThreads
-from reformer_server.errors import StoredDocumentDamagedError, StoreFullError, StoreUnavailableError
+from reformer_server.errors import (
+    DocumentExistsError,
+    StoredDocumentDamagedError,
+    StoreFullError,
+    StoreUnavailableError,
+)
 from reformer_server.metrics import Metrics
 from reformer_server.store.data import DataReader
 from reformer_server.store.document_store import ContentWriter, DocumentStore
@@ -87,7 +93,10 @@ class Archive:
         return None
 
     async def keep(self, entry: "Entry", wanted: Callable[[], bool]) -> None:
-        """Writes what an id stands for, if `wanted` still says so when its turn comes."""
+        """Writes what an id stands for, if `wanted` still says so when its turn comes.
+
+        Raises DocumentExistsError if another replica was first to store another content under a new id.
+        """
 
     async def forget(self, name: DocumentName) -> None:
         """Deletes an id; idempotent."""
@@ -159,6 +168,8 @@ class StoreArchive(Archive):
     async def keep(self, entry: "Entry", wanted: Callable[[], bool]) -> None:
         async def keep() -> None:
             written = None
+            if not entry.stored:
+                await self._check_free(entry)
             while wanted() and written != entry.expire_time:  # a lease can be prolonged meanwhile
                 written = entry.expire_time
                 await self.run(partial(self._store.keep, self.record_of(entry)))
@@ -166,6 +177,17 @@ class StoreArchive(Archive):
                 entry.stored = True
 
         await self._in_turn(entry.name, keep)
+
+    async def _check_free(self, entry: "Entry") -> None:
+        """Replicas that write at the same moment both get through; they agree as soon as they look again."""
+        try:
+            there = await self.run(lambda: self._store.record(*entry.name))
+        except StoredDocumentDamagedError:
+            return
+        if there is None or there.expire_time <= time.time() or not self.is_ours(there):
+            return
+        if self.key_of(there) != entry.key:
+            raise DocumentExistsError(entry.name.document_id)
 
     async def forget(self, name: DocumentName) -> None:
         async def forget() -> None:

@@ -14,7 +14,7 @@ from reformer_server.calls import Around, Call
 from reformer_server.errors import DrainingError
 from reformer_server.logs import FIELDS
 from reformer_server.metrics import Metrics
-from reformer_server.status import reason_of, row_of, to_status
+from reformer_server.status import pushback, reason_of, row_of, to_status
 
 ALWAYS_ADMITTED = ("ModelService/GetLoad", ADMIN_METHODS)  # draining is begun and watched by them
 
@@ -69,8 +69,10 @@ async def errors_to_status(call: Call) -> AsyncIterator[None]:
         if row_of(error) is None:
             logger.exception("bug in %s request_id=%s", call.method, call.request_id)
         call.facts.reason = reason_of(error)
-        status = rpc_status.to_status(to_status(error, call.request_id))
-        await call.context.abort(status.code, status.details, (*call.trailing_metadata, *status.trailing_metadata))
+        told = to_status(error, call.request_id)
+        status = rpc_status.to_status(told)
+        trailers = (*call.trailing_metadata, *status.trailing_metadata, *pushback(told))
+        await call.context.abort(status.code, status.details, trailers)
 
 
 class Admission:

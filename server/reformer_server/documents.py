@@ -61,12 +61,17 @@ class DocumentRegistry:
         """Whether it is still what its id stands for."""
         return self._entries.get(entry.name) is entry
 
+    def lose(self, entry: Entry) -> None:
+        """Another replica was first to store another content under its id."""
+        if self.holds(entry):
+            self._leave(entry)
+
     # -- for uploads
 
     async def check(self, announced: UploadHeader) -> Entry | None:
         """The entry of the announced id, if there is one. Raises DocumentExistsError if its content surely differs."""
         try:
-            entry = await self._look_up(announced.name)
+            entry = await self._look_up(announced.name, fresh=True)
         except (OtherModelError, StoredDocumentDamagedError, StoreUnavailableError):
             return None  # in each case the upload is what helps
         if entry is not None:
@@ -172,7 +177,8 @@ class DocumentRegistry:
 
     async def renew(self, name: DocumentName, lease_seconds: float) -> Entry:
         """The lease ends `lease_seconds` from now, in the store as well. Raises like `get`."""
-        entry = await self.get(name)
+        entry = await self._found(name, fresh=True)  # else it would bring back what another replica has deleted
+        self._metrics.lookups.labels("hit").inc()
         before, entry.expire_time = entry.expire_time, self._clock() + lease_seconds
         if entry.stored:
             try:
@@ -195,19 +201,24 @@ class DocumentRegistry:
 
     async def all_of(self, tenant: str) -> list[Entry]:
         """A tenant's documents: those of this process, and those in the store."""
+        self.sweep()
+        stored = {entry for entry in self._entries.values() if entry.stored}
         records = await self._archive.records(tenant)
-        return [entry for entry in self._with(records) if entry.name.tenant == tenant]
+        # Of those that were stored before, the store knows more: see `_agree`.
+        here = (entry for entry in self._entries.values() if entry.name.tenant == tenant and entry not in stored)
+        return self._with(records, here)
 
     def all(self) -> list[Entry]:
         """Everybody's: those of this process, and those in the store as of its last sweep."""
-        return self._with(self._archive.usage.records)
-
-    def _with(self, records: Iterable[DocumentRecord]) -> list[Entry]:
-        """What is here, and what of these records can be used besides."""
         self.sweep()
+        return self._with(self._archive.usage.records, self._entries.values())
+
+    def _with(self, records: Iterable[DocumentRecord], here: Iterable[Entry]) -> list[Entry]:
+        """What is here, and what of these records can be used besides."""
         ours = (each for each in records if self._archive.is_ours(each) and each.expire_time > self._clock())
         entries = {entry.name: entry for entry in map(self._entry_of, ours)}
-        return [*(entries | self._entries).values()]
+        entries |= {entry.name: entry for entry in here}
+        return [*entries.values()]
 
     def sweep(self) -> int:
         """Forgets documents whose lease has ended, and returns how many: their memory is free at once."""
@@ -225,8 +236,8 @@ class DocumentRegistry:
 
     # -- with the store
 
-    async def _found(self, name: DocumentName) -> Entry:
-        entry = await self._look_up(name)
+    async def _found(self, name: DocumentName, *, fresh: bool = False) -> Entry:
+        entry = await self._look_up(name, fresh=fresh)
         if entry is not None:
             return entry
         self._metrics.lookups.labels("miss").inc()
@@ -235,11 +246,14 @@ class DocumentRegistry:
             raise DocumentNotReadyError(name.document_id, state)
         raise DocumentNotFoundError(name.document_id, expired=name in self._expired)
 
-    async def _look_up(self, name: DocumentName) -> Entry | None:
+    async def _look_up(self, name: DocumentName, *, fresh: bool = False) -> Entry | None:
+        """`fresh`: the store is asked, even if it was a moment ago; for what depends on its answer."""
         self.sweep()
         entry = self._entries.get(name)
         asked = time.monotonic()
-        if entry is not None and (not entry.stored or asked - entry.checked < FRESH_SECONDS):
+        if entry is not None and not entry.stored:
+            return entry
+        if entry is not None and not fresh and asked - entry.checked < FRESH_SECONDS:
             return entry
         expire_time = None if entry is None else entry.expire_time
         try:

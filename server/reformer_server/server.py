@@ -95,7 +95,9 @@ class Server:
         self.documents = DocumentRegistry(self.uploads, self.cache, self.archive, self.restores, self.metrics)
         self.write_behind: WriteBehind | None = None
         if isinstance(self.archive, StoreArchive):
-            self.write_behind = WriteBehind(self.engine, self.archive, self.cache, self.documents.holds, self.metrics)
+            self.write_behind = WriteBehind(
+                self.engine, self.archive, self.cache, self.documents.holds, self.documents.lose, self.metrics
+            )
             self.documents.persist = self.write_behind.persist
         self.engine.make_room = self._make_room
         self.engine.seconds_until_room = self.documents.seconds_until_one_ends

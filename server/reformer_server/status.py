@@ -183,6 +183,14 @@ def to_status(error: Exception, request_id: str) -> status_pb2.Status:
     return _status(row.code, _cut(str(error)), [_error_info(reason, metadata), *row.details(error)])
 
 
+def pushback(status: status_pb2.Status) -> tuple[tuple[str, str], ...]:
+    """For clients that don't look at details, in the terms of gRPC's own retries: when to try again, if it is known."""
+    retry = error_details_pb2.RetryInfo()
+    if not any(detail.Unpack(retry) for detail in status.details):
+        return ()
+    return (("grpc-retry-pushback-ms", str(retry.retry_delay.ToMilliseconds())),)
+
+
 def _error_info(reason: str, metadata: Mapping[str, str]) -> Message:
     return error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=metadata)
 

@@ -14,7 +14,12 @@ from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.content import ContentKey
 from reformer_server.engine_thread import EngineThread
 from reformer_server.entries import Entry
-from reformer_server.errors import EngineStoppedError, StoredDocumentDamagedError, StoreUnavailableError
+from reformer_server.errors import (
+    DocumentExistsError,
+    EngineStoppedError,
+    StoredDocumentDamagedError,
+    StoreUnavailableError,
+)
 from reformer_server.metrics import Metrics
 from reformer_server.store.data import Shape
 
@@ -33,11 +38,12 @@ class WriteBehind:
         archive: StoreArchive,
         cache: DocumentCache,
         holds: Callable[[Entry], bool],
+        lose: Callable[[Entry], None],
         metrics: Metrics,
     ) -> None:
-        """`holds` tells whether an entry is still wanted."""
+        """`holds` tells whether an entry is still wanted; `lose` is told of one whose id is another replica's."""
         self._metrics = metrics
-        self._engine, self._archive, self._cache, self._holds = engine, archive, cache, holds
+        self._engine, self._archive, self._cache, self._holds, self._lose = engine, archive, cache, holds, lose
         self._tasks: dict[Entry, asyncio.Task[None]] = {}
         self._writing: WeakValueDictionary[ContentKey, asyncio.Lock] = WeakValueDictionary()
         self._turns = asyncio.Semaphore(CONTENTS_AT_A_TIME)
@@ -87,6 +93,10 @@ class WriteBehind:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             except EngineStoppedError:
+                return
+            except DocumentExistsError:
+                logger.warning("a document is dropped: another replica has stored another one under its id")
+                self._lose(entry)
                 return
             except Exception:
                 self._metrics.documents_lost.labels("not_written").inc()

@@ -12,6 +12,7 @@ import pytest
 import trustme
 
 from reformer_client import TLS, AsyncClient, Client, Keepalive, ResourceExhaustedError, RetryPolicy, UnavailableError
+from reformer_client.routing import VARIABLE
 from tests.client.fake_server import FakeServer
 
 ONCE = RetryPolicy(max_attempts=1)
@@ -117,6 +118,25 @@ def test_options_of_the_channel(server: FakeServer) -> None:
     client = Client(server.address, keepalive=Keepalive(20, 5), channel_options=options)
     with client, pytest.raises(ResourceExhaustedError, match="larger than max"):
         client.tokenize("a" * 100)
+
+
+def test_routing_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(ValueError, match=f"needs {VARIABLE}=true in the environment"):
+        AsyncClient("localhost:1", routing="document")
+    monkeypatch.setenv(VARIABLE, "false")
+    with pytest.raises(ValueError, match=f"needs {VARIABLE}=true"):
+        Client("localhost:1", routing="document")
+    with pytest.raises(ValueError, match="None or \"document\", but is 'x'"):
+        AsyncClient("localhost:1", routing="x")  # type: ignore[arg-type]
+
+
+def test_routing_over_one_server(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "true")
+    with Client(server.address, routing="document") as client:
+        assert client.model().name == "fake"  # it has no health service, which counts as healthy
+        assert client.generate("x", max_tokens=2).text() == "ab"
+        assert client.documents.create("Natasha").content_bytes == 7
 
 
 def test_the_import_is_light() -> None:

