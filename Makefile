@@ -9,10 +9,10 @@ DEPLOY := .venv/.installed-deploy
 BENCHMARKS := decode_context streams score_length where_time_goes first_token cancellation neighbours restore
 LONG       := train_memory million_tokens
 
-.PHONY: help venv proto format lint test test-deploy demo fuzz soak bench bench-quick wheel clean
+.PHONY: help venv proto format lint test test-deploy demo demo-cluster fuzz soak bench bench-quick wheel clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 13
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
 
 venv: $(STAMP) ## create .venv with everything that development needs, at tested versions
 
@@ -62,6 +62,9 @@ test-deploy: $(DEPLOY) ## render, validate and run what is in deploy/, with the 
 
 demo: $(STAMP) ## start a server, upload a novel, score it and continue it
 	$(BIN)/python examples/demo.py
+
+demo-cluster: $(DEPLOY) ## start three servers and Envoy, kill one, restart all, and see what clients notice
+	$(BIN)/python -m examples.demo_cluster
 
 soak: $(STAMP) ## try each fault as often as docs/reliability.md says: an hour and more
 	$(BIN)/python -m pytest tests/faults --campaign

@@ -77,6 +77,8 @@ class Call:
     attempts: int
     """Tries by Envoy."""
     status: str
+    request_id: str
+    """The client's: of all its tries, too."""
 
 
 class Envoy:
@@ -112,6 +114,7 @@ class Envoy:
                 replica=names.get(each["replica"]),
                 attempts=int(each["attempts"] or 0),
                 status=each["status"],
+                request_id=each["request_id"],
             )
             for each in facts
         ]

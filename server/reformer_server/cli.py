@@ -64,12 +64,12 @@ async def _serve(settings: Settings, reload: Callable[[], Settings] | None, *, a
     `reload` reads the settings again, on SIGHUP; None: there is no file, and SIGHUP ends the process as ever.
     """
     access = Access(settings)  # before a model is loaded, which takes longer to go wrong
-    traces = open_traces(settings)
-    links = () if traces is None else (traces.link,)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         # There is nothing to drain yet. A container's first process would ignore what it has no handler for.
         loop.add_signal_handler(number, os._exit, 0)
+    traces = open_traces(settings)
+    links = () if traces is None else (traces.link,)
     server = Server(settings, await asyncio.to_thread(load_served_model, settings), access=access, links=links)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.tell_to_stop)

@@ -201,12 +201,12 @@ class DocumentRegistry:
 
     async def all_of(self, tenant: str) -> list[Entry]:
         """A tenant's documents, oldest first: those of this process, and those in the store."""
-        records = await self._archive.records(tenant)
         self.sweep()
-        # Of what is stored, the store knows more: see `_agree`.
-        return self._with(
-            records, (each for each in self._entries.values() if each.name.tenant == tenant and not each.stored)
-        )
+        stored = {entry for entry in self._entries.values() if entry.stored}
+        records = await self._archive.records(tenant)
+        # Of those that were stored before, the store knows more: see `_agree`.
+        here = (entry for entry in self._entries.values() if entry.name.tenant == tenant and entry not in stored)
+        return self._with(records, here)
 
     def all(self) -> list[Entry]:
         """Everybody's, oldest first: those of this process, and those in the store as of its last sweep."""

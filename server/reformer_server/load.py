@@ -1,13 +1,12 @@
 """How busy the server is, in one message."""
 
-from collections.abc import Callable
-
 from reformer.v1 import model_pb2 as pb
 from reformer_server.archive import Archive
 from reformer_server.cache import DocumentCache
 from reformer_server.chain import Admission
 from reformer_server.engine_thread import EngineThread
 from reformer_server.settings import Settings
+from reformer_server.write_behind import WriteBehind
 
 
 class Load:
@@ -20,11 +19,10 @@ class Load:
         cache: DocumentCache,
         archive: Archive,
         admission: Admission,
-        unstored: Callable[[], int],
+        write_behind: WriteBehind | None,
     ) -> None:
-        """`unstored` says how many documents the store is still to get."""
         self._settings, self._engine, self._cache, self._archive = settings, engine, cache, archive
-        self._admission, self._unstored = admission, unstored
+        self._admission, self._write_behind = admission, write_behind
 
     def message(self) -> pb.GetLoadResponse:
         """As of now; of the engine, as of its latest turn; of the store, as of its last sweep."""
@@ -43,6 +41,6 @@ class Load:
             stored_documents=len(kept.records),
             stored_bytes=kept.nbytes,
             store_quota_bytes=self._settings.store_quota_bytes or 0,
-            unstored_documents=self._unstored(),
+            unstored_documents=len(self._write_behind or ()),
             running_calls=self._admission.inside,
         )

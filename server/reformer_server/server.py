@@ -132,9 +132,7 @@ class Server:
         add_InferenceServiceServicer_to_server(
             InferenceService(settings, model, engine, encoder, documents, uploads, metrics, self._quotas), self._grpc
         )
-        write_behind = self.write_behind
-        unstored = (lambda: 0) if write_behind is None else lambda: len(write_behind)
-        load = Load(settings, engine, cache, self.archive, self._admission, unstored)
+        load = Load(settings, engine, cache, self.archive, self._admission, self.write_behind)
         add_ModelServiceServicer_to_server(ModelService(settings, model, encoder, load), self._grpc)
         add_AdminServiceServicer_to_server(AdminService(documents, cache, self.take_nothing_new), self._grpc)
         self._health.add_to(self._grpc)

@@ -1,8 +1,9 @@
 """A real grpc.aio server on a free port, on an engine that does no arithmetic, and stubs that speak to it."""
 
 import asyncio
+import logging
 import socketserver
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from reformer_core import ReformerConfig, ReformerModel
 from reformer_core.tokenizers import ByteTokenizer, Tokenizer
 from reformer_server import ServedModel, Server, Settings
 from reformer_server.calls import Around
+from reformer_server.logs import OUR_PACKAGES
 from tests.server.fake_engine import FakeEngine
 
 MAX_TOKENS = 4096
@@ -61,6 +63,16 @@ class Running:
 def metrics_port_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The standard library's HTTP server looks only twice a second whether it shall end."""
     monkeypatch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.01,))
+
+
+@pytest.fixture(autouse=True)
+def log_levels_stay() -> Iterator[None]:
+    """`serve` sets them, for the whole process."""
+    loggers = [logging.getLogger(name) for name in (None, *OUR_PACKAGES)]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def tiny_served_model(tokenizer: Tokenizer) -> ServedModel:

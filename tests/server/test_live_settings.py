@@ -1,21 +1,11 @@
 """What SIGHUP changes, and what it leaves alone."""
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 
 from reformer_server.live_settings import read_again
 from reformer_server.settings import Settings, SettingsError
-
-
-@pytest.fixture(autouse=True)
-def levels_stay() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in (None, "reformer_server", "reformer_core")]
-    levels = [logger.level for logger in loggers]
-    yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
 
 
 def test_what_is_safe_changes_and_the_rest_is_told(caplog: pytest.LogCaptureFixture) -> None:
