@@ -189,24 +189,24 @@ class Cluster:
 
 
 @contextmanager
-def running(folder: Path, *options: object) -> Iterator[Cluster]:
+def running(folder: Path, *options: object, replicas: int = REPLICAS) -> Iterator[Cluster]:
     """The cluster, until the block ends: then all its processes have ended as well.
 
     Args:
         folder: for the store, logs and Envoy's configuration.
         options: of each server, and their values.
+        replicas: how many servers, at most three.
     """
     with ExitStack() as stack:
-        replicas = [
-            Replica(f"replica-{number}", folder, ("--store", folder / "store", *options)) for number in range(REPLICAS)
-        ]
-        for replica in replicas:
-            stack.callback(replica.close)
-        with ThreadPoolExecutor(REPLICAS) as pool:
-            list(pool.map(Replica.start, replicas))
-        envoy = Envoy(stack.enter_context(_envoy_process(folder, replicas)), folder, replicas)
+        options = ("--store", folder / "store", *options)
+        servers = [Replica(f"replica-{number}", folder, options) for number in range(replicas)]
+        for server in servers:
+            stack.callback(server.close)
+        with ThreadPoolExecutor(replicas) as pool:
+            list(pool.map(Replica.start, servers))
+        envoy = Envoy(stack.enter_context(_envoy_process(folder, servers)), folder, servers)
         envoy.wait_until_listening()
-        cluster = Cluster(replicas, envoy)
+        cluster = Cluster(servers, envoy)
         cluster.wait_until_healthy()
         yield cluster
 
@@ -227,6 +227,7 @@ def envoy_config(ports: Sequence[int]) -> dict[str, Any]:
     for owner in (config["admin"], resources["listeners"][0]):
         owner["address"]["socket_address"]["port_value"] = 0
     endpoints = resources["clusters"][0]["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    del endpoints[len(ports) :]
     for endpoint, port in zip(endpoints, ports, strict=True):
         endpoint["endpoint"]["address"]["socket_address"]["port_value"] = port
     return config

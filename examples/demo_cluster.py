@@ -205,7 +205,9 @@ def show(holders: dict[str, str]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for name in sorted(set(holders.values())):
         held = [document_id for document_id, holder in holders.items() if holder == name]
-        table.add_row(" " * 9, name, str(len(held)), " ".join(each.removeprefix("emma-") for each in held))
+        numbers = [document_id.removeprefix("emma-") for document_id in held]
+        some = [*numbers[:12], "..."] if len(numbers) > 12 else numbers
+        table.add_row(" " * 9, name, f"{len(held)}:", " ".join(some))
     console.print(table)
 
 

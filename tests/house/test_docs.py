@@ -100,6 +100,7 @@ def test_every_option_is_told(page: str, option: str) -> None:
 
 OTHERS_OPTIONS = {
     "--nproc-per-node",  # torchrun
+    "--mode", "--drain-time-s",  # Envoy
     "--now", "--since",  # systemd
     "--previous", "--replicas", "--tail",  # kubectl
     "--pid", "--system", "--upgrade",  # py-spy, useradd, pip

@@ -1,0 +1,51 @@
+"""`make demo-cluster`: its program, through real processes, on a tiny model."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.e2e.conftest import model_directory
+
+__all__ = ["model_directory"]  # a fixture, needed here too
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "examples.demo_cluster"]
+
+
+def processes_of_group(group: int) -> list[str]:
+    """The command lines of the processes that are left of it."""
+    listed = subprocess.run(["ps", "-e", "-o", "pgid=,args="], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if line.split()[0] == str(group)]
+
+
+def test_the_whole_demo(model_directory: Path) -> None:
+    command = [*COMMAND, "--model", str(model_directory), "--documents", "12"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT)
+    out = result.stdout
+    assert (result.returncode, result.stderr) == (0, ""), out + result.stderr
+    steps = re.findall(r"^([A-Z]\w+(?: last)?)  ", out, re.MULTILINE)
+    assert steps == [
+        *("Serving", "Uploaded", "Asked", "Killed", "Seen", "Moved", "Restored", "Started"),
+        *("Restarted", "Restarted", "Restarted", "Seen", "At last", "Stopped"),
+    ]
+    assert out.count("none failed") == 2
+    assert "those that it held, and no other" in out
+    assert out.count("exit code 0") == 3
+    assert "12 of 12 documents are where they were" in out
+
+
+def test_ctrl_c(model_directory: Path) -> None:
+    """A terminal tells it to all processes; none is left, and no traceback is shown."""
+    command = [*COMMAND, "--model", str(model_directory), "--documents", "12"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("Serving")
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "")
+    assert processes_of_group(process.pid) == []
