@@ -71,7 +71,7 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "native_bfloat16": cpu_multiplies_bfloat16(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if on_gpu() else None,
         "system": platform.platform(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
@@ -158,19 +158,24 @@ def in_turns(
     return {name: Timing(statistics.median(all_), min(all_), max(all_), len(all_)) for name, all_ in seconds.items()}
 
 
+def on_gpu() -> bool:
+    """Whether what is measured runs on a GPU: its results and plots lie beside those of a CPU, not in their place."""
+    return torch.cuda.is_available()
+
+
 def save(name: str, results: Mapping[str, Any]) -> Path:
-    """Writes benchmarks/results/NAME.json: the results, the command that made them, and the machine."""
+    """Writes benchmarks/results/NAME.json, on a GPU results/gpu/NAME.json: results, command, and machine."""
     command = shlex.join(["python", *sys.orig_argv[1:]])
     record = {"command": command, "environment": environment(), **results}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    path = (RESULTS / "gpu" if on_gpu() else RESULTS) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2, default=_plain) + "\n", encoding="utf-8")
     return path
 
 
 @contextmanager
 def plot(name: str, panels: int = 1) -> Iterator["Sequence[Axes]"]:
-    """Panels side by side to draw on; what is drawn becomes docs/images/NAME.png."""
+    """Panels side by side to draw on; what is drawn becomes docs/images/NAME.png, or gpu_NAME.png."""
     from matplotlib.figure import Figure  # here: a child process that measures its memory shouldn't hold it
 
     figure = Figure(figsize=(5.5 * panels, 4), layout="constrained")
@@ -179,7 +184,7 @@ def plot(name: str, panels: int = 1) -> Iterator["Sequence[Axes]"]:
     for each in axes:
         each.grid(alpha=0.3)
     IMAGES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(IMAGES / f"{name}.png", dpi=110)
+    figure.savefig(IMAGES / (f"gpu_{name}.png" if on_gpu() else f"{name}.png"), dpi=110)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -89,7 +89,8 @@ def serving(
     Raises:
         RuntimeError: it ended instead of serving.
     """
-    options = ("serve", "--port", 0, "--metrics-port", 0, "--store", "none", "--json", *arguments)
+    ports, quiet = ("--port", 0, "--metrics-port", 0), ("--log-level", "warning")  # else each call is a line
+    options = ("serve", *ports, "--store", "none", "--json", *quiet, *arguments)
     command = reformer(*options) if program is None else [*program, *map(str, options)]
     environment = os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with (
@@ -109,7 +110,7 @@ def serving(
 
 def memory_bytes(config: ReformerConfig, dtype: torch.dtype, tokens: int, sessions: int = SESSIONS) -> int:
     """For `--memory` with `--max-running sessions`: a document of so many tokens, and some beside it."""
-    plan = MemoryPlan(config, dtype, tokens)
+    plan = MemoryPlan(config, dtype, tokens, choose_device())
     return plan.fixed_bytes(sessions) + plan.page_bytes + SPARE_BYTES
 
 

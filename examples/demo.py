@@ -70,7 +70,8 @@ def run(novel: Path, model: Path | None) -> None:
 @contextmanager
 def serving(model: Path | None) -> Iterator[dict[str, Any]]:
     """Runs `reformer serve` on free ports; yields what it says as soon as it is ready, and stops it at the end."""
-    command = [str(Path(sys.executable).with_name("reformer")), "serve", "--port", "0", "--metrics-port", "0", "--json"]
+    command = [str(Path(sys.executable).with_name("reformer")), "serve", "--port", "0", "--metrics-port", "0"]
+    command += ["--json", "--log-level", "warning"]
     command += ["--store", "none"]  # it ends with the server
     if model is not None:
         command += ["--model", str(model)]

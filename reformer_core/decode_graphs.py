@@ -1,19 +1,19 @@
 """Decode steps on a GPU as CUDA graphs: hundreds of small kernels, launched as one.
 
 A step has fixed shapes and looks at no value, so that what was recorded once can be repeated for any sessions: the
-table's rows, and a buffer for the token ids, are where they were. There is a graph for each pair of batch size and tail
-capacity; a smaller batch isn't padded, for the rows after it are other sessions'. On a CPU the step simply runs.
-
-Not yet measured on a GPU.
+table's rows, and a buffer for the token ids, are where they were. There is a graph for each batch size; a smaller batch
+isn't padded, for the rows after it are other sessions'. On a CPU the step simply runs.
 """
 
 import logging
 
 import torch
 
-from reformer_core.incremental import decode_step
+from reformer_core.errors import lacks_memory
+from reformer_core.incremental import decode_step, tail_capacity_for
 from reformer_core.model import ReformerModel
 from reformer_core.session_table import SessionTable
+from reformer_core.transfers import to_device
 
 logger = logging.getLogger(__name__)
 
@@ -24,15 +24,22 @@ class DecodeSteps:
     def __init__(self, model: ReformerModel, table: SessionTable) -> None:
         self._model, self._table = model, table
         self._token_ids = torch.zeros(table.sessions, dtype=torch.long, device=model.device)
-        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._use_graphs = model.device.type == "cuda"
+
+    def tail_capacity(self, tokens: int) -> int:
+        """Places of tails to look at, if the longest has so many tokens.
+
+        All of them with graphs: that costs a GPU next to nothing, and a batch size has one graph for all tails.
+        """
+        most = self._table.tail_capacity
+        return most if self._use_graphs else tail_capacity_for(tokens, most)
 
     def take(self, token_ids: list[int], tail_capacity: int) -> None:
         """One step of the first rows, as `decode_step`, which says more."""
         batch = len(token_ids)
-        on_host = torch.tensor(token_ids, pin_memory=self._use_graphs)
-        self._token_ids[:batch].copy_(on_host, non_blocking=True)
-        if (graph := self._graphs.get((batch, tail_capacity))) is not None:
+        self._token_ids[:batch] = to_device(token_ids, self._token_ids.device)
+        if (graph := self._graphs.get(batch)) is not None:
             graph.replay()
             return
         self._run(batch, tail_capacity)
@@ -48,11 +55,15 @@ class DecodeSteps:
         others = next(iter(self._graphs.values()), None)
         try:
             # Graphs are never replayed at the same time, so they can share their scratch memory.
-            with torch.cuda.graph(graph, pool=None if others is None else others.pool()):
+            pool = None if others is None else others.pool()
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # what other threads do is fine
                 self._run(batch, tail_capacity)
-        except RuntimeError:  # slower without, but not wrong
+        except RuntimeError as error:  # slower without, but not wrong
+            if lacks_memory(error):
+                logger.warning("no memory to record a decode step of %d sessions; the next one tries again", batch)
+                return
             logger.exception("a decode step of %d sessions can't be recorded; steps run without graphs now", batch)
             self._use_graphs = False
             self._graphs.clear()
         else:
-            self._graphs[batch, tail_capacity] = graph
+            self._graphs[batch] = graph

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from reformer_core.decode_graphs import DecodeSteps
 from reformer_core.errors import lacks_memory
-from reformer_core.incremental import tail_capacity_for, undo_decode_step
+from reformer_core.incremental import undo_decode_step
 from reformer_core.requests import Resources
 from reformer_core.sampling import BatchSampling, sample
 from reformer_core.sampling_params import SamplingParams
 from reformer_core.session_requests import GenerateRequest
+from reformer_core.transfers import to_device, to_host
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Decoding:
         params = [request.params for request in batch]
         if params != self._params:
             self._params, self._sampling = params, BatchSampling.of(params, device)
-        steps = torch.tensor([request.generated for request in batch], device=device)
+        steps = to_device([request.generated for request in batch], device)
         most = max(param.top_logprobs for param in params)
         seen_ids = table.seen_ids[: len(batch)]
         sampled = sample(table.next_logits[: len(batch)], self._sampling, steps, seen_ids, most)
@@ -70,7 +69,7 @@ class Decoding:
         for session in sessions:
             session.reserve(1)
         longest = max(session.tail_tokens for session in sessions)
-        capacity = tail_capacity_for(longest + 1, self._table.tail_capacity)
+        capacity = self._steps.tail_capacity(longest + 1)
         try:
             self._steps.take([request.last_id for request in batch], capacity)
         except Exception as error:
@@ -85,14 +84,3 @@ class Decoding:
         """Moves the sessions to the table's first rows, and returns the requests in the order of these rows."""
         self._table.arrange([request.session for request in batch])
         return sorted(batch, key=lambda request: request.session.row)
-
-
-def to_host(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors on the CPU: copied into pinned memory one behind the other, and waited for once."""
-    if tensors[0].device.type != "cuda":
-        return list(tensors)
-    copies = [torch.empty_like(x, device="cpu", pin_memory=True) for x in tensors]
-    for copy, x in zip(copies, tensors, strict=True):
-        copy.copy_(x, non_blocking=True)
-    torch.cuda.current_stream().synchronize()
-    return copies

@@ -81,3 +81,8 @@ class DeadlineExceededError(ReformerError):
 def lacks_memory(error: BaseException) -> bool:
     """Whether an allocation failed: Python's, torch's on a GPU, or torch's on a CPU, for which it has no class."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def device_is_lost(error: BaseException) -> bool:
+    """Whether the device is of no use to this process any more: after an error of CUDA's, whatever comes next fails."""
+    return isinstance(error, torch.AcceleratorError)

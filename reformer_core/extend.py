@@ -25,7 +25,7 @@ def extend(model: ReformerModel, session: Session, token_ids: torch.Tensor) -> I
         raise TooManyTokensError(session.length + len(token_ids), model.config.max_tokens)
     token_ids = token_ids.long().to(model.device)
     nothing = torch.empty(0, model.config.vocab_size, device=model.device)
-    slice_tokens, done = extend_tokens(model.config), 0
+    slice_tokens, done = extend_tokens(model.config, model.device), 0
     while done < len(token_ids):
         if session.tail_is_full:
             for _ in session.merge_slices():

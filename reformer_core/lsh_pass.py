@@ -37,7 +37,7 @@ class LSHPass:
         heads, rounds, head_size = config.num_attention_heads, config.num_hashes, config.attention_head_size
         self._attention, self._config, self._pool, self._tokens = attention, config, pool, tokens
         self._key_bases, self._order_pages = pool.layout.key_bases(token_pages.to(device)), order_pages
-        self._step = slice_tokens(config)
+        self._step = slice_tokens(config, device)
         self._head_step = self._step * heads  # of one head, which is so much less work
         self.out = torch.empty(tokens, heads * head_size, dtype=dtype, device=device)  # each round writes all of it
         self.offsets = torch.zeros(heads, rounds, config.total_buckets + 1, dtype=torch.int32, device=device)

@@ -109,7 +109,7 @@ class MemoryPlan:
     def workspace_bytes(self) -> int:
         """What reading a document takes besides its pages, while it is being read."""
         c, n, item = self.config, self.tokens, self.dtype.itemsize
-        m = min(n, slice_tokens(c))
+        m = min(n, slice_tokens(c, self.device))
         streams = 2 * n * c.hidden_size * item + 4 * n  # and the token ids
         converted, width, inner = self._converted_item, c.hidden_size, c.num_attention_heads * c.attention_head_size
         block = min(n, HEAD_BLOCK_TOKENS)
@@ -145,7 +145,7 @@ class MemoryPlan:
     def step_bytes(self, sessions: int) -> int:
         """What decoding a token of so many sessions takes, or a slice of a prompt, while it runs."""
         c, item = self.config, self.dtype.itemsize
-        heads, size, most_rows = c.num_attention_heads, c.attention_head_size, extend_tokens(c)
+        heads, size, most_rows = c.num_attention_heads, c.attention_head_size, extend_tokens(c, self.device)
         row = [64 * c.vocab_size]  # sampling
         if "local" in c.attn_layers:
             entries = heads * (c.local_window + most_rows)
@@ -156,7 +156,7 @@ class MemoryPlan:
             # The tail as each row sees it; what of it is near the chunks; and the chunks.
             row.append(4 * heads * c.num_hashes * tail + chunks * (12 * tail + 8 * c.lsh_attn_chunk_length))
             row.append(chunks * c.lsh_attn_chunk_length * (2 * size * (item + self._converted_item) + 24))
-        return max(sessions, extend_tokens(c)) * max(row)
+        return max(sessions, extend_tokens(c, self.device)) * max(row)
 
     def fixed_bytes(self, sessions: int) -> int:
         """All that an engine for documents up to this length takes besides pages."""

@@ -15,6 +15,8 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 # `torch.ops.mkldnn._is_mkldnn_bf16_supported` is no substitute: it is true as well where AVX-512 only emulates it.
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 
+CGROUP = Path("/sys/fs/cgroup")
+
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
     """The device: as named, or for "auto" the GPU if there is one, else the CPU.
@@ -90,7 +92,23 @@ def available_memory(device: torch.device) -> int:
     if meminfo.exists():
         values = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free = int(values["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
-        free = min(free, max(int(most) - int(used.read_text()), 0))
+    limit, used = _cgroup_limit(), CGROUP / "memory.current"
+    if limit is not None and used.exists():
+        free = min(free, max(limit - int(used.read_text()), 0))
     return free
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that the device has, or for the CPU: that this process's cgroup may use, and the machine has."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _cgroup_limit()
+    return total if limit is None else min(total, limit)
+
+
+def _cgroup_limit() -> int | None:
+    limit = CGROUP / "memory.max"
+    if not limit.exists() or (most := limit.read_text().strip()) == "max":
+        return None
+    return int(most)

@@ -12,7 +12,8 @@ from torch import nn
 
 from reformer_core.window_attention import attend_slots, attend_slots_backward
 
-PART_SLOTS = 2**14  # of all heads together: few enough that what is computed of them stays in a cache
+# Of all heads together: few enough that what is computed of them stays in a CPU's cache; enough for all of a GPU.
+CPU_PART_SLOTS, GPU_PART_SLOTS = 2**14, 2**18
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,8 @@ def _parts(order: torch.Tensor, layout: SlotLayout) -> Iterator[tuple[torch.Tens
     """
     ring, padded, reach = order.flatten(-2), order.shape[-1], layout.before * layout.length
     sequences = order.shape[:-2].numel()
-    step = max(PART_SLOTS // (sequences * layout.length), 1) * layout.length
+    most = GPU_PART_SLOTS if ring.device.type == "cuda" else CPU_PART_SLOTS
+    step = max(most // (sequences * layout.length), 1) * layout.length
     for round_ in range(order.shape[-2]):
         for first in range(0, padded, step):
             start, stop = round_ * padded + first, round_ * padded + min(first + step, padded)

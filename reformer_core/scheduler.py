@@ -11,7 +11,7 @@ import torch
 
 from reformer_core.admission import Admission, holds, minus
 from reformer_core.decoding import Choice, Decoding
-from reformer_core.errors import DeadlineExceededError, OutOfMemoryError, QueueFullError, lacks_memory
+from reformer_core.errors import DeadlineExceededError, OutOfMemoryError, QueueFullError, device_is_lost, lacks_memory
 from reformer_core.events import Failed, Finished, FinishReason, Started, Token
 from reformer_core.memory_plan import MemoryPlan
 from reformer_core.pace import Pace
@@ -212,10 +212,12 @@ class Scheduler:
         try:
             work(batch)
             return
-        except Exception as error:  # noqa: BLE001 -- their readers get it
+        except Exception as error:
             if len(batch) == 1 or not lacks_memory(error):
                 for request in batch:
                     self.end(request, error)
+                if device_is_lost(error):
+                    raise
                 return
         # Here, for within `except` what the failed work has allocated is still held.
         half = len(batch) // 2
@@ -289,12 +291,14 @@ class Scheduler:
 
     @contextmanager
     def _ended_by_error(self, *requests: Request) -> Iterator[None]:
-        """Whatever goes wrong inside ends these requests, and nobody else."""
+        """Whatever goes wrong inside ends these requests, and nobody else, unless the device is lost to all."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 -- their readers get it
+        except Exception as error:
             for request in requests:
                 self.end(request, error)
+            if device_is_lost(error):
+                raise
 
 
 def _as_memory_error(error: Exception, needed_bytes: int) -> Exception:

@@ -11,14 +11,12 @@ import math
 
 import torch
 
+from reformer_core.attention_kernels import fused, fused_backward, has_fused
 from reformer_core.dropout import dropout
 from reformer_core.linear import for_products
 
 FUTURE = -1e9  # logit of a key after the query, and of padding
 SELF = -1e5  # logit of the query's own key in shared-QK attention: only if there is nothing else (paper, section 2)
-
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def attend(
@@ -84,9 +82,9 @@ def attend_slots(
     stored = value.dtype
     query, key, value = for_products(query, key, value)
     query, key_windows, value_windows, behind, ahead = _chunked(query, key, value, position, length, before)
-    if dropout_prob == 0 and query.device.type == "cpu":
+    if dropout_prob == 0 and has_fused(query, key_windows.shape[-2]):
         mask = _additive_mask(behind, ahead, shared_qk, query.dtype)
-        out, log_sum_exp = _flash(*_merged(query, key_windows, value_windows), attn_mask=mask, scale=1.0)
+        out, log_sum_exp = fused(*_merged(query, key_windows, value_windows), mask)
         out, log_sum_exp = out.reshape(query.shape), log_sum_exp.reshape(query.shape[:-1])
         if shared_qk:
             alone, own = _alone(behind, ahead), _own_keys(behind, ahead, before)
@@ -127,7 +125,7 @@ def attend_slots_backward(
     query, key_windows, value_windows, behind, ahead = _chunked(query, key, value, position, length, before)
     grad_out, out = (x.unflatten(-2, (-1, length)) for x in (grad_out, out))
     log_sum_exp = log_sum_exp.unflatten(-1, (-1, length))
-    if dropout_prob == 0 and query.device.type == "cpu":
+    if dropout_prob == 0 and has_fused(query, key_windows.shape[-2]):
         mask = _additive_mask(behind, ahead, shared_qk, query.dtype)
         merged = _merged(query, key_windows, value_windows)
         own_grad = None
@@ -136,15 +134,13 @@ def attend_slots_backward(
             own_weight = torch.exp(SELF - log_sum_exp) * _own_keys(behind, ahead, before) * alone
             own_grad = (grad_out * own_weight.unsqueeze(-1)).to(grad_out.dtype)
             grad_out = grad_out * ~alone.unsqueeze(-1)
-        grads = _flash_backward(
+            log_sum_exp = log_sum_exp.masked_fill(alone, torch.inf)  # no weights: float16's mask isn't below -1e5
+        grads = fused_backward(
             grad_out.reshape(merged[0].shape),
             *merged,
+            mask,
             out.reshape(merged[0].shape),
             log_sum_exp.reshape(merged[0].shape[:-1]),
-            0.0,
-            False,
-            attn_mask=mask,
-            scale=1.0,
         )
         shapes = (query.shape, key_windows.shape, value_windows.shape)
         grad_query, grad_key, grad_value = (grad.reshape(shape) for grad, shape in zip(grads, shapes, strict=True))
@@ -215,14 +211,17 @@ def _chunked(
     )
 
 
-def _merged(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """[..., c, w, D] -> [prod(...), c, w, D], without copying overlapping windows."""
-    return tuple(
-        x.as_strided((math.prod(x.shape[:-3]), *x.shape[-3:]), (x.stride(-4), *x.stride()[-3:]))
-        if _leading_are_dense(x)
-        else x.flatten(0, -4)
-        for x in tensors
-    )
+def _merged(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """[..., c, w, D] -> [prod(...), c, w, D] each, without copying overlapping windows."""
+    return _with_leading_merged(query), _with_leading_merged(key), _with_leading_merged(value)
+
+
+def _with_leading_merged(x: torch.Tensor) -> torch.Tensor:
+    if not _leading_are_dense(x):
+        return x.flatten(0, -4)
+    return x.as_strided((math.prod(x.shape[:-3]), *x.shape[-3:]), (x.stride(-4), *x.stride()[-3:]))
 
 
 def _leading_are_dense(x: torch.Tensor) -> bool:

@@ -2,10 +2,11 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, closing
-from typing import Self, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from reformer.v1 import inference_pb2, model_pb2
 from reformer_client import messages
+from reformer_client.admin import AsyncAdmin
 from reformer_client.calls import Caller
 from reformer_client.connection import TLS, ChannelOptions, Connection, Keepalive, Token
 from reformer_client.documents import AsyncDocuments
@@ -21,6 +22,9 @@ from reformer_client.sources import Source, SourceNotSeekableError, open_content
 from reformer_client.streams import AsyncGenerationStream, AsyncScoreStream
 from reformer_client.upload import chunks
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
 
 class AsyncClient:
     """A client of one server; safe to share between tasks of one event loop.
@@ -35,6 +39,8 @@ class AsyncClient:
         retry: when and how often failed calls are tried again.
         keepalive: how dead connections are noticed.
         channel_options: further options of the gRPC channel.
+        tracer_provider: makes a span of OpenTelemetry for each call, below the current one, and tells the server of it;
+            `opentelemetry.trace.get_tracer_provider()` is the program's own. Default: no traces.
         routing: "document": `server` stands for several servers, as "dns:///reformer:50051" or "ipv4:10.0.0.1:50051,
             10.0.0.2:50051", and calls about a document go to the same one of them. Default: they all go to one of
             them, or to a proxy that knows.
@@ -52,11 +58,13 @@ class AsyncClient:
         retry: RetryPolicy | None = None,
         keepalive: Keepalive | None = None,
         channel_options: ChannelOptions = (),
+        tracer_provider: "TracerProvider | None" = None,
         routing: Routing | None = None,
     ) -> None:
         connection = Connection(server, tls, token, keepalive or Keepalive(), tuple(channel_options), routing)
-        self._caller = Caller(connection, retry or RetryPolicy(), timeout)
+        self._caller = Caller(connection, retry or RetryPolicy(), timeout, tracer_provider)
         self.documents = AsyncDocuments(self._caller)
+        self.admin = AsyncAdmin(self._caller)
 
     async def __aenter__(self) -> Self:
         return self

@@ -7,7 +7,7 @@ import math
 import re
 import uuid
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import grpc.aio
@@ -21,6 +21,9 @@ from reformer_client.statuses import from_rpc_error
 
 if TYPE_CHECKING:
     from grpc.aio import StreamStreamMultiCallable, UnaryStreamMultiCallable, UnaryUnaryMultiCallable
+    from opentelemetry.trace import TracerProvider
+
+    from reformer_client.tracing import CallTracer
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -42,15 +45,17 @@ class Call:
     def __init__(self, services: Services, attempts: Attempts, document_id: str | None) -> None:
         self.attempts = attempts
         self.request_id = str(uuid.uuid4())
+        self.document_id = document_id
+        self.trace_headers: tuple[tuple[str, str], ...] = ()
         self._services = services
-        self._document_id = document_id
 
     async def options(self) -> CallOptions:
         """Deadline and metadata for the next attempt."""
         self._services.require_open()
         metadata = [("x-request-id", self.request_id), *await self._services.connection.authorization()]
-        if self._document_id is not None:
-            metadata.append(("x-document-id", self._document_id))
+        metadata += self.trace_headers
+        if self.document_id is not None:
+            metadata.append(("x-document-id", self.document_id))
         return {"timeout": self.attempts.remaining_seconds, "metadata": grpc.aio.Metadata(*metadata)}
 
     def error(self, error: grpc.aio.AioRpcError) -> ReformerError:
@@ -68,10 +73,21 @@ class Call:
 class Caller:
     """Makes calls over one connection."""
 
-    def __init__(self, connection: Connection, retry: RetryPolicy, timeout_seconds: float | None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        retry: RetryPolicy,
+        timeout_seconds: float | None,
+        tracer_provider: TracerProvider | None = None,
+    ) -> None:
         self.services = Services(connection)
         self._retry = retry
         self._timeout_seconds = timeout_seconds
+        self._tracer: CallTracer | None = None
+        if tracer_provider is not None:
+            from reformer_client.tracing import CallTracer  # else nothing of OpenTelemetry is ever imported
+
+            self._tracer = CallTracer(tracer_provider, connection.server)
 
     def begin(
         self, timeout: float | None, document_id: str | None = None, default_timeout: float | None = None
@@ -84,6 +100,12 @@ class Caller:
             raise ValueError(f"a document's id must be 1 to 128 characters of [A-Za-z0-9._~-], but is {document_id!r}")
         return Call(self.services, Attempts(self._retry, None if seconds == math.inf else seconds), document_id)
 
+    def traced(self, call: Call, method: object) -> AbstractContextManager[None]:
+        """Around the making of a call: its span, if there are traces."""
+        if self._tracer is None:
+            return nullcontext()
+        return self._tracer.span(call, self.services.name_of(method))
+
     async def unary(
         self,
         method: UnaryUnaryMultiCallable[Request, Response],
@@ -94,13 +116,14 @@ class Caller:
     ) -> Response:
         """One request, one response. All such methods are idempotent, and are tried again."""
         call = self.begin(timeout, document_id, UNARY_TIMEOUT_SECONDS)
-        while True:
-            try:
-                return readable(await method(request, **await call.options()))
-            except grpc.aio.AioRpcError as error:
-                await call.attempts.wait(call.error(error))
-            except asyncio.CancelledError as error:
-                raise call.cancelled(error) from None
+        with self.traced(call, method):
+            while True:
+                try:
+                    return readable(await method(request, **await call.options()))
+                except grpc.aio.AioRpcError as error:
+                    await call.attempts.wait(call.error(error))
+                except asyncio.CancelledError as error:
+                    raise call.cancelled(error) from None
 
     def stream(
         self,
@@ -117,7 +140,8 @@ class Caller:
         once more.
         """
         call = self.begin(timeout, document_id)
-        return _responses(call, lambda options: _receive(method(request, **options)), is_result)
+        traced = self.traced(call, method)
+        return _responses(call, traced, lambda options: _receive(method(request, **options)), is_result)
 
     def exchange(
         self,
@@ -128,29 +152,33 @@ class Caller:
         is_result: Callable[[Response], bool],
     ) -> AsyncGenerator[Response]:
         """Many requests, many responses. `requests` is called once an attempt and starts from the beginning."""
-        return _responses(self.begin(timeout), lambda options: exchange(method(**options), requests()), is_result)
+        call = self.begin(timeout)
+        traced = self.traced(call, method)
+        return _responses(call, traced, lambda options: exchange(method(**options), requests()), is_result)
 
 
 async def _responses(
     call: Call,
+    traced: AbstractContextManager[None],
     attempt: Callable[[CallOptions], AsyncGenerator[Response]],
     is_result: Callable[[Response], bool],
 ) -> AsyncGenerator[Response]:
     """The responses of the first attempt that has a result."""
     received = False
-    while True:
-        try:
-            async with aclosing(attempt(await call.options())) as responses:
-                async for response in responses:
-                    received = received or is_result(response)
-                    yield response
-            return
-        except grpc.aio.AioRpcError as error:
-            if received:
-                raise call.error(error) from None
-            await call.attempts.wait(call.error(error))
-        except asyncio.CancelledError as error:
-            raise call.cancelled(error) from None
+    with traced:
+        while True:
+            try:
+                async with aclosing(attempt(await call.options())) as responses:
+                    async for response in responses:
+                        received = received or is_result(response)
+                        yield response
+                return
+            except grpc.aio.AioRpcError as error:
+                if received:
+                    raise call.error(error) from None
+                await call.attempts.wait(call.error(error))
+            except asyncio.CancelledError as error:
+                raise call.cancelled(error) from None
 
 
 async def _receive(call: grpc.aio.UnaryStreamCall[Any, Response]) -> AsyncGenerator[Response]:

@@ -1,18 +1,22 @@
 """Client: the blocking view of AsyncClient. Nothing is done here; the async classes hold all there is to know."""
 
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
+from reformer_client.admin import AsyncAdmin, AsyncOwnedDocuments
 from reformer_client.async_client import AsyncClient
 from reformer_client.blocking import Facade, Portal, Stream, blocking, streaming
 from reformer_client.connection import TLS, ChannelOptions, Keepalive, Token
 from reformer_client.document import AsyncDocument, DocumentFacts
 from reformer_client.documents import AsyncDocumentList, AsyncDocuments
-from reformer_client.results import DocumentInfo, GenerationFinished, GenerationStarted, Usage
+from reformer_client.results import DocumentInfo, GenerationFinished, GenerationStarted, OwnedDocument, Usage
 from reformer_client.results import Token as GeneratedToken
 from reformer_client.retry import RetryPolicy
 from reformer_client.routing import Routing
 from reformer_client.scores import ScoreBlock
 from reformer_client.streams import AsyncDocumentScoreStream, AsyncGenerationStream, AsyncScoreStream
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 
 class GenerationStream(Stream[AsyncGenerationStream, GeneratedToken]):
@@ -88,6 +92,17 @@ class Documents(Facade[AsyncDocuments]):
     delete = blocking(AsyncDocuments.delete)
 
 
+class OwnedDocuments(Stream[AsyncOwnedDocuments, OwnedDocument]):
+    """All tenants' documents, page by page."""
+
+
+class Admin(Facade[AsyncAdmin]):
+    """What operators ask of a server: `client.admin`."""
+
+    drain = blocking(AsyncAdmin.drain)
+    documents = streaming(AsyncAdmin.documents, OwnedDocuments)
+
+
 class Client(Facade[AsyncClient]):
     """A client of one server; safe to share between threads. Callbacks run on the thread that made the call.
 
@@ -104,6 +119,7 @@ class Client(Facade[AsyncClient]):
         retry: RetryPolicy | None = None,
         keepalive: Keepalive | None = None,
         channel_options: ChannelOptions = (),
+        tracer_provider: "TracerProvider | None" = None,
         routing: Routing | None = None,
     ) -> None:
         client = AsyncClient(
@@ -114,10 +130,12 @@ class Client(Facade[AsyncClient]):
             retry=retry,
             keepalive=keepalive,
             channel_options=channel_options,
+            tracer_provider=tracer_provider,
             routing=routing,
         )
         super().__init__(Portal(at_end=client.close), client)
         self.documents = Documents(self._portal, client.documents)
+        self.admin = Admin(self._portal, client.admin)
 
     generate = streaming(AsyncClient.generate, GenerationStream)
     score = blocking(AsyncClient.score)

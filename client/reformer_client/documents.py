@@ -81,8 +81,9 @@ class AsyncDocuments:
                 lease=messages.lease_message(lease_seconds),
                 keep_scores=keep_scores,
             )
-            upload = Upload(call, header, content, on_progress)
-            document = await upload.run(self._caller.services.documents.CreateDocument)
+            method = self._caller.services.documents.CreateDocument
+            with self._caller.traced(call, method):
+                document = await Upload(call, header, content, on_progress).run(method)
         return AsyncDocument(self._caller, messages.document_info(document))
 
     async def get(self, document_id: str, *, timeout: float | None = None) -> AsyncDocument:

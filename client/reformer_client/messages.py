@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 from google.protobuf.duration_pb2 import Duration
 
-from reformer.v1 import document_pb2, inference_pb2, model_pb2
+from reformer.v1 import admin_pb2, document_pb2, inference_pb2, model_pb2
 from reformer_client.errors import InternalError
 from reformer_client.results import (
     ContentType,
@@ -17,6 +17,7 @@ from reformer_client.results import (
     GenerationStarted,
     Load,
     ModelInfo,
+    OwnedDocument,
     Progress,
     Timings,
     Token,
@@ -211,6 +212,12 @@ def document_info(message: document_pb2.Document) -> DocumentInfo:
         stored=message.stored,
         notes=tuple(message.notes),
     )
+
+
+def owned_document(message: admin_pb2.OwnedDocument) -> OwnedDocument:
+    """A document as an admin sees it."""
+    last_use_time = message.last_use_time.ToDatetime(UTC) if message.HasField("last_use_time") else None
+    return OwnedDocument(message.tenant, document_info(message.document), message.in_memory, last_use_time)
 
 
 def model_info(message: model_pb2.GetModelResponse) -> ModelInfo:

@@ -200,3 +200,28 @@ class Load:
     used_page_bytes: int
     total_page_bytes: int
     draining: bool
+    weights_bytes: int
+    workspace_bytes: int
+    """What running requests take besides pages."""
+    document_bytes: int
+    """Of the used pages, those of documents."""
+    stored_documents: int
+    stored_bytes: int
+    store_quota_bytes: int
+    """0: what the store's disk has room for."""
+    unstored_documents: int
+    """Documents that the store is still to get."""
+    running_calls: int
+
+
+@dataclass(frozen=True)
+class OwnedDocument:
+    """A document, and what only an admin may know of it."""
+
+    tenant: str
+    """"anonymous" where there are no tenants."""
+    info: DocumentInfo
+    in_memory: bool
+    """Whether the server has it in memory; else its first use restores it."""
+    last_use_time: datetime | None
+    """When a call last used it; None: it isn't in memory."""

@@ -1,14 +1,20 @@
-"""The stubs of the three services over one channel."""
+"""The stubs of all services over one channel."""
 
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import grpc.aio
+from google.protobuf.descriptor import FileDescriptor
 
-from reformer.v1 import document_pb2_grpc, inference_pb2_grpc, model_pb2_grpc
+from reformer.v1 import admin_pb2, document_pb2, inference_pb2, model_pb2
+from reformer.v1.admin_pb2_grpc import AdminServiceStub
+from reformer.v1.document_pb2_grpc import DocumentServiceStub
+from reformer.v1.inference_pb2_grpc import InferenceServiceStub
+from reformer.v1.model_pb2_grpc import ModelServiceStub
 from reformer_client.connection import Connection
 
 if TYPE_CHECKING:
+    from reformer.v1.admin_pb2_grpc import AdminServiceAsyncStub
     from reformer.v1.document_pb2_grpc import DocumentServiceAsyncStub
     from reformer.v1.inference_pb2_grpc import InferenceServiceAsyncStub
     from reformer.v1.model_pb2_grpc import ModelServiceAsyncStub
@@ -23,15 +29,34 @@ class Services:
 
     @cached_property
     def documents(self) -> "DocumentServiceAsyncStub":
-        return document_pb2_grpc.DocumentServiceStub(self._channel)
+        return DocumentServiceStub(self._channel)
 
     @cached_property
     def inference(self) -> "InferenceServiceAsyncStub":
-        return inference_pb2_grpc.InferenceServiceStub(self._channel)
+        return InferenceServiceStub(self._channel)
 
     @cached_property
     def model(self) -> "ModelServiceAsyncStub":
-        return model_pb2_grpc.ModelServiceStub(self._channel)
+        return ModelServiceStub(self._channel)
+
+    @cached_property
+    def admin(self) -> "AdminServiceAsyncStub":
+        return AdminServiceStub(self._channel)
+
+    def name_of(self, method: object) -> str:
+        """What a method of one of these is called: `reformer.v1.InferenceService/Generate`."""
+        stubs: tuple[tuple[FileDescriptor, object], ...] = (
+            (admin_pb2.DESCRIPTOR, self.admin),
+            (document_pb2.DESCRIPTOR, self.documents),
+            (inference_pb2.DESCRIPTOR, self.inference),
+            (model_pb2.DESCRIPTOR, self.model),
+        )
+        for file, stub in stubs:
+            for service in file.services_by_name.values():
+                for name in service.methods_by_name:
+                    if getattr(stub, name, None) is method:
+                        return f"{service.full_name}/{name}"
+        raise ValueError(f"{method!r} is no method of these services")
 
     async def close(self) -> None:
         """Cancels what is running, and lets nothing start any more."""

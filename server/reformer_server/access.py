@@ -6,6 +6,7 @@ from functools import partial
 
 import grpc
 
+from reformer_server.administration import admins_only
 from reformer_server.authentication import authenticating
 from reformer_server.calls import Around
 from reformer_server.credentials import Credentials
@@ -30,9 +31,20 @@ class Access:
 
     @property
     def links(self) -> tuple[Around, ...]:
-        """For the chain around each call. None without tenants: all calls are the anonymous one's then."""
-        tenants = self._tenants
-        return () if tenants is None else (authenticating(lambda: tenants.value),)
+        """For the chain around each call. Without tenants all calls are the anonymous one's."""
+        tenants, admins = self._tenants, admins_only(self._settings)
+        return (admins,) if tenants is None else (authenticating(lambda: tenants.value), admins)
+
+    @property
+    def current(self) -> dict[str, bool]:
+        """By what its files are for: whether what they say now is in force."""
+        files = {"tls": None if self._tls is None else self._tls.certificates, "tenants": self._tenants}
+        return {name: each.is_current for name, each in files.items() if each is not None}
+
+    @property
+    def certificate_expire_time(self) -> float | None:
+        """When the server's certificate ends, if it has one."""
+        return None if self._tls is None else self._tls.certificates.value.expire_time
 
     def listen(self, server: grpc.aio.Server) -> int:
         """Adds the port, and returns its number. Raises OSError if it can't be had."""

@@ -147,6 +147,9 @@ class StoreArchive(Archive):
         except StoreUnavailableError as error:
             self._note(error)
             raise
+        except StoredDocumentDamagedError:
+            self._metrics.documents_lost.labels("damaged").inc()
+            raise
 
     def run_later(self, work: Callable[[], object]) -> None:
         """The same, and nobody waits for it."""

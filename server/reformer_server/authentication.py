@@ -24,7 +24,10 @@ def authenticating(credentials: Callable[[], Credentials]) -> Around:
 
     @asynccontextmanager
     async def around(call: Call) -> AsyncIterator[None]:
-        with tenants.entered(_tenant(call.context, credentials())):
+        call.facts.tenant = None
+        tenant = _tenant(call.context, credentials())
+        call.facts.tenant = tenant.name
+        with tenants.entered(tenant):
             yield
 
     return around

@@ -1,5 +1,7 @@
 """The server's two large parts, made as the settings say, and what is wrong with those in their words."""
 
+from typing import TYPE_CHECKING
+
 from reformer_core import Engine
 from reformer_core.errors import OutOfMemoryError, TooManyTokensError
 from reformer_server.archive import Archive, StoreArchive
@@ -8,6 +10,20 @@ from reformer_server.metrics import Metrics
 from reformer_server.served_model import ServedModel
 from reformer_server.settings import Settings, SettingsError
 from reformer_server.store.document_store import DocumentStore
+
+if TYPE_CHECKING:
+    from reformer_server.tracing import Traces
+
+
+def open_traces(settings: Settings) -> "Traces | None":
+    """Where traces go, as the settings say. Raises SettingsError."""
+    if settings.traces is None:
+        return None
+    try:
+        from reformer_server.tracing import Traces
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"traces: {error.name} isn't installed; pip install 'reformer-serve[telemetry]'") from None
+    return Traces(settings.traces)
 
 
 def open_archive(settings: Settings, model: ServedModel, metrics: Metrics) -> Archive:

@@ -50,6 +50,13 @@ class DocumentCache:
         cached.last_used = self._clock()
         return cached
 
+    def idle_seconds(self, key: ContentKey) -> float | None:
+        """Since it was used last, 0 while it is; None: it isn't in memory."""
+        cached = self._cached.get(key)
+        if cached is None:
+            return None
+        return 0.0 if cached.uses else self._clock() - cached.last_used
+
     def put(
         self, key: ContentKey, document: Document, notes: tuple[str, ...] = (), *, stored: bool = False
     ) -> CachedDocument:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from reformer_server import call_facts
+from reformer_server.call_facts import CallFacts
 from reformer_server.errors import InvalidFieldError
 
 REQUEST_ID_METADATA = "x-request-id"
@@ -30,8 +32,13 @@ class Call:
     method: str  # "DocumentService/CreateDocument"
     streaming: bool  # whether it has many responses, over a while
     context: Context
-    request_id: str
+    facts: CallFacts
     arrived: float = field(default_factory=time.monotonic)
+
+    @property
+    def request_id(self) -> str:
+        """What the client's and the server's log know it by."""
+        return self.facts.request_id
 
     @property
     def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
@@ -94,8 +101,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return grpc.unary_stream_rpc_method_handler(stream, None, handler.response_serializer)
 
     async def _enter(self, stack: AsyncExitStack, method: str, streaming: bool, context: Context) -> None:
-        call = Call(method, streaming, context, _request_id(context))
+        call = Call(method, streaming, context, CallFacts(method, _request_id(context), context.peer()))
         context.set_trailing_metadata(call.trailing_metadata)
+        stack.enter_context(call_facts.entered(call.facts))
         for around in self._chain:
             await stack.enter_async_context(around(call))
 

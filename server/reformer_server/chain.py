@@ -1,4 +1,4 @@
-"""The links of the chain around every call: counting, errors to statuses, admission."""
+"""The links of the chain around every call: its line in the log, counting, errors to statuses, admission."""
 
 import asyncio
 import logging
@@ -9,18 +9,31 @@ from contextlib import asynccontextmanager
 import grpc
 from grpc_status import rpc_status
 
+from reformer_server.administration import ADMIN_METHODS
 from reformer_server.calls import Around, Call
 from reformer_server.errors import DrainingError
+from reformer_server.logs import FIELDS
 from reformer_server.metrics import Metrics
-from reformer_server.status import pushback, row_of, to_status
+from reformer_server.status import pushback, reason_of, row_of, to_status
 
-ALWAYS_ADMITTED = "ModelService/GetLoad"  # it says that the server is draining
+ALWAYS_ADMITTED = ("ModelService/GetLoad", ADMIN_METHODS)  # draining is begun and watched by them
 
 logger = logging.getLogger(__name__)
 
 
+@asynccontextmanager
+async def logged(call: Call) -> AsyncIterator[None]:
+    """Writes a line when the call is over."""
+    try:
+        yield
+    finally:
+        if logger.isEnabledFor(logging.INFO):
+            fields = call.facts.fields(time.monotonic() - call.arrived)
+            logger.info("%(method)s %(code)s", fields, extra={FIELDS: fields})
+
+
 def counting(metrics: Metrics) -> Around:
-    """Counts calls by their status code, and times them."""
+    """Counts calls by their status code, and times them; notes how they ended for the links around this one."""
 
     @asynccontextmanager
     async def around(call: Call) -> AsyncIterator[None]:
@@ -38,7 +51,9 @@ def counting(metrics: Metrics) -> Around:
             seconds = time.monotonic() - call.arrived
             metrics.requests.labels(call.method, code.name).inc()
             metrics.request_duration.labels(call.method).observe(seconds)
-            logger.debug("%s %s %.3f s request_id=%s", call.method, code.name, seconds, call.request_id)
+            if call.facts.reason is not None:
+                metrics.request_errors.labels(call.facts.reason).inc()
+            call.facts.ended(code)
 
     return around
 
@@ -53,6 +68,7 @@ async def errors_to_status(call: Call) -> AsyncIterator[None]:
     except Exception as error:
         if row_of(error) is None:
             logger.exception("bug in %s request_id=%s", call.method, call.request_id)
+        call.facts.reason = reason_of(error)
         told = to_status(error, call.request_id)
         status = rpc_status.to_status(told)
         trailers = (*call.trailing_metadata, *status.trailing_metadata, *pushback(told))
@@ -60,29 +76,32 @@ async def errors_to_status(call: Call) -> AsyncIterator[None]:
 
 
 class Admission:
-    """Lets calls in until the server drains, and tells when the last one is out."""
+    """Lets calls in until the server drains, and tells when the last one is out. Some it neither bars nor counts."""
 
     def __init__(self) -> None:
         self.draining = False
-        self._inside = 0
+        self.inside = 0
+        """Calls under way."""
         self._empty = asyncio.Event()
         self._empty.set()
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:
         """Raises DrainingError if the call comes too late."""
-        if self.draining and call.method != ALWAYS_ADMITTED:
+        if call.method.startswith(ALWAYS_ADMITTED):
+            yield
+            return
+        if self.draining:
             raise DrainingError
-        self._inside += 1
+        self.inside += 1
         self._empty.clear()
         try:
             yield
         finally:
-            self._inside -= 1
-            if self._inside == 0:
+            self.inside -= 1
+            if self.inside == 0:
                 self._empty.set()
 
-    async def drain(self) -> None:
-        """Takes no call any more; returns when all have ended."""
-        self.draining = True
+    async def until_empty(self) -> None:
+        """Returns when no call is under way."""
         await self._empty.wait()

@@ -8,16 +8,19 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
 from reformer_core.errors import ReformerError
+from reformer_server import logs
 from reformer_server.access import Access
+from reformer_server.building import open_traces
 from reformer_server.doctor import doctor
 from reformer_server.errors import EngineStoppedError
+from reformer_server.live_settings import read_again
+from reformer_server.options import settings_options
 from reformer_server.plan import plan
 from reformer_server.served_model import load_served_model
 from reformer_server.server import Server
@@ -28,23 +31,11 @@ from reformer_server.version import VERSION
 
 __all__ = ["doctor", "plan", "serve", "token"]
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def _settings_options(command: Command) -> Command:
-    """An option for each setting, parsed where the file's and the environment's values are: all mean the same."""
-    for field in reversed(fields(Settings)):
-        key = KEYS[field.name]
-        command = click.option(f"--{key}", field.name, metavar=field.metadata["metavar"], help=field.metadata["help"])(
-            command
-        )
-    return command
+logger = logging.getLogger(__name__)
 
 
 @click.command()
-@_settings_options
+@settings_options(*KEYS)
 @click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="TOML file with settings.")
 @click.option("--json", "as_json", is_flag=True, help="Say where the server listens in one line of JSON.")
 def serve(config: Path | None, as_json: bool, **flags: str | None) -> None:
@@ -52,23 +43,43 @@ def serve(config: Path | None, as_json: bool, **flags: str | None) -> None:
 
     Each option can also be set in the environment (REFORMER_MEMORY=12GiB) or in a TOML file (memory = "12GiB").
     """
+    load = partial(Settings.load, flags, os.environ, config)
     try:
-        settings = Settings.load(flags, os.environ, config)
+        settings = load()
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    logs.configure(settings.log_format, settings.log_level)
     try:
-        asyncio.run(_serve(settings, as_json=as_json))
+        asyncio.run(_serve(settings, load if config else None, as_json=as_json))
     except (ReformerError, SettingsError, OSError, EngineStoppedError) as error:  # e.g. a port that is taken
+        if settings.log_format == "json":
+            logger.critical("%s", error)
+            sys.exit(1)
         raise click.ClickException(str(error)) from error
 
 
-async def _serve(settings: Settings, *, as_json: bool) -> None:
-    """Returns after a clean stop; raises whatever else ended the server."""
+async def _serve(settings: Settings, reload: Callable[[], Settings] | None, *, as_json: bool) -> None:
+    """Returns after a clean stop; raises whatever else ended the server.
+
+    `reload` reads the settings again, on SIGHUP; None: there is no file, and SIGHUP ends the process as ever.
+    """
     access = Access(settings)  # before a model is loaded, which takes longer to go wrong
-    server = Server(settings, await asyncio.to_thread(load_served_model, settings), access=access)
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, server.tell_to_stop)
+        # There is nothing to drain yet. A container's first process would ignore what it has no handler for.
+        loop.add_signal_handler(number, os._exit, 0)
+    traces = open_traces(settings)
+    links = () if traces is None else (traces.link,)
+    server = Server(settings, await asyncio.to_thread(load_served_model, settings), access=access, links=links)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.tell_to_stop)
+
+    def read_settings_again() -> None:
+        if reload is not None:
+            server.settings = read_again(server.settings, reload)
+
+    if reload is not None:
+        loop.add_signal_handler(signal.SIGHUP, read_settings_again)
     try:
         await server.start()
         # What is here now stays; to look it through, each full collection would stop all streams for 0.3 s.
@@ -78,6 +89,8 @@ async def _serve(settings: Settings, *, as_json: bool) -> None:
         await server.until_stopped()
     finally:
         await server.stop()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)  # sends what it still has
 
 
 def json_announcement(server: Server) -> str:

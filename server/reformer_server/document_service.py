@@ -9,7 +9,7 @@ from functools import partial
 from reformer.v1 import document_pb2 as pb
 from reformer.v1.document_pb2_grpc import DocumentServiceServicer
 from reformer_core.errors import DeadlineExceededError
-from reformer_server import convert, tenants, validation
+from reformer_server import call_facts, convert, tenants, validation
 from reformer_server.cache import DocumentCache
 from reformer_server.calls import Context
 from reformer_server.content import ContentKey, DocumentName
@@ -57,6 +57,7 @@ class DocumentService(DocumentServiceServicer):
         header = (await first_message(request_iterator)).header
         name = validation.optional_document_name(header, context, "header.document_id")
         name = name or validation.own_name(str(uuid.uuid4()))
+        call_facts.current().document_id = name.document_id
         deadline = validation.deadline(context)
         lease = validation.lease_seconds(header, self._settings, "header.lease")
         announced = validation.content_header(header, name, self._settings, self._model)
@@ -101,7 +102,7 @@ class DocumentService(DocumentServiceServicer):
     async def ListDocuments(self, request: pb.ListDocumentsRequest, context: Context) -> pb.ListDocumentsResponse:
         page_size = validation.page_size(request)
         entries = await self._documents.all_of(tenants.current().name)
-        found, next_page_token = page(entries, page_size, request.page_token)
+        found, next_page_token = page(entries, _by_age, page_size, request.page_token)
         return pb.ListDocumentsResponse(
             documents=[convert.document(entry) for entry in found], next_page_token=next_page_token
         )
@@ -150,8 +151,13 @@ class DocumentService(DocumentServiceServicer):
                 )
 
     def _reused(self, entry: Entry) -> pb.CreateDocumentResponse:
+        call_facts.current().cached_tokens = entry.tokens
         self._metrics.prefill_tokens.labels("cached").inc(entry.tokens)
         return pb.CreateDocumentResponse(document=convert.document(entry, cached=True))
+
+
+def _by_age(entry: Entry) -> tuple[float, str]:
+    return entry.create_time, entry.name.document_id
 
 
 def _accepted(name: DocumentName, resume_offset: int) -> pb.CreateDocumentResponse:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from reformer_server.archive import Archive
@@ -203,13 +203,21 @@ class DocumentRegistry:
         """A tenant's documents, oldest first: those of this process, and those in the store."""
         self.sweep()
         stored = {entry for entry in self._entries.values() if entry.stored}
-        entries = {}
-        for record in await self._archive.records(tenant):
-            if self._archive.is_ours(record) and record.expire_time > self._clock():
-                entries[record.document_id] = self._entry_of(record)
-        for entry in self._entries.values():
-            if entry.name.tenant == tenant and entry not in stored:  # of those, the store knows more: see `_agree`
-                entries[entry.name.document_id] = entry
+        records = await self._archive.records(tenant)
+        # Of those that were stored before, the store knows more: see `_agree`.
+        here = (entry for entry in self._entries.values() if entry.name.tenant == tenant and entry not in stored)
+        return self._with(records, here)
+
+    def all(self) -> list[Entry]:
+        """Everybody's, oldest first: those of this process, and those in the store as of its last sweep."""
+        self.sweep()
+        return self._with(self._archive.usage.records, self._entries.values())
+
+    def _with(self, records: Iterable[DocumentRecord], here: Iterable[Entry]) -> list[Entry]:
+        """What of these records can be used, and what is here."""
+        ours = (each for each in records if self._archive.is_ours(each) and each.expire_time > self._clock())
+        entries = {entry.name: entry for entry in map(self._entry_of, ours)}
+        entries |= {entry.name: entry for entry in here}
         return sorted(entries.values(), key=lambda entry: (entry.create_time, entry.name))
 
     def sweep(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from reformer_core import Engine, EngineLoad, Request
 from reformer_core.errors import OutOfMemoryError, QueueFullError
 from reformer_core.waiting import may_wait
+from reformer_server.call_facts import Reading
 from reformer_server.errors import EngineStoppedError
 from reformer_server.events import EventStream
 from reformer_server.metrics import Metrics
@@ -49,6 +50,8 @@ class EngineThread:
         """Frees at least some of so many bytes, if it can, and says whether it could."""
         self.seconds_until_room: Callable[[], float] = lambda: 1.0
         """When some memory will be free, as far as can be known."""
+        self.turns, self.busy_seconds = 0, 0.0
+        """Turns that are over, and what those took that did something. Any thread may look."""
         self.ended = asyncio.Event()
         self.error: BaseException | None = None
 
@@ -78,9 +81,9 @@ class EngineThread:
 
     # -- requests and commands
 
-    def request(self, submit: Callable[[Engine, EventStream], Request]) -> EventStream:
+    def request(self, submit: Callable[[Engine, EventStream], Request], reading: Reading = "prefill") -> EventStream:
         """A request for `async with`; `submit` runs on the engine's thread, with the stream as the request's sink."""
-        return EventStream(self, submit)
+        return EventStream(self, submit, reading)
 
     async def open(self, stream: EventStream) -> None:
         """Submits the stream's request, if need be after making room; raises what the engine has against it."""
@@ -154,7 +157,11 @@ class EngineThread:
         self._awake.clear()
         while self._inbox:
             self._inbox.popleft()(engine)
+        began = time.monotonic()
         worked = engine.step()
+        self.turns += 1
+        if worked:
+            self.busy_seconds += time.monotonic() - began
         self._load = load = engine.load()
         if self._outbox:
             self._loop.call_soon_threadsafe(_run_all, self._outbox)

@@ -14,6 +14,7 @@ StoreFullError             the document store has no room for a document
 TenantQuotaError           the tenant has as much as it may have
 UnauthenticatedError       no credentials, or wrong ones
 UnknownIdentityError       a valid client certificate that is no tenant's
+NotAdminError              only an admin may make this call
 TooManyStreamsError        the tenant has as many calls under way as it may
 TokenRateError             the tenant has used its tokens of the minute up
 DrainingError              the server finishes what it has and takes nothing new
@@ -152,6 +153,13 @@ class UnknownIdentityError(ServerError):
         names = ", ".join(sorted(identities)) or "no name that is looked at"
         whose = "no tenant has" if tenants == 0 else f"{tenants} tenants have"
         super().__init__(f"{whose} the names of this client certificate: {names}")
+
+
+class NotAdminError(ServerError):
+    """The caller may not operate the server; `reason` says why it isn't taken for an admin."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; only a tenant with `admin = true` in the tenants' file may make this call")
 
 
 class TooManyStreamsError(ServerError):

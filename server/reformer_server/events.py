@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Self
 
 from reformer_core import Engine, Request
 from reformer_core.events import DocumentReady, Event, Failed, Finished, Progress, Timings
-from reformer_server import tenants
+from reformer_server import call_facts, tenants
+from reformer_server.call_facts import Reading
 
 if TYPE_CHECKING:
     from reformer_server.engine_thread import EngineThread
@@ -24,9 +25,13 @@ class EventStream:
     `emitted - consumed` is at the bound; each of the two counters has one writer, so that no lock is needed.
     """
 
-    def __init__(self, thread: "EngineThread", submit: "Callable[[Engine, EventStream], Request]") -> None:
+    def __init__(
+        self, thread: "EngineThread", submit: "Callable[[Engine, EventStream], Request]", reading: Reading
+    ) -> None:
         self._thread = thread
         self._submit = submit
+        self._reading = reading
+        self._facts = call_facts.current()
         self._queue: deque[Event] = deque()
         self._arrived = asyncio.Event()
         self._emitted = 0  # written on the engine's thread
@@ -80,7 +85,8 @@ class EventStream:
             self._deliver(Failed(error, Timings()))
 
     def _deliver(self, event: Event) -> None:
-        self._thread.metrics.saw(event)
+        self._thread.metrics.saw(event, self._reading)
+        self._facts.saw(event, self._reading)
         self._over = self._over or isinstance(event, Finished | Failed)
         if self._closed:
             self._discard(event)

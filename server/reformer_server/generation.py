@@ -6,7 +6,7 @@ from itertools import groupby
 
 from reformer.v1 import inference_pb2 as pb
 from reformer_core.events import Event, Finished, Progress, Token
-from reformer_server import convert
+from reformer_server import call_facts, convert
 from reformer_server.entries import InUse
 from reformer_server.metrics import Metrics
 
@@ -23,6 +23,8 @@ class Generation:
         self._cache = "miss" if in_use is None else "restored" if in_use.restored else "hit"
         self._first_token_seconds: float | None = None
         self._metrics = metrics
+        facts = call_facts.current()
+        facts.cached_tokens, facts.prompt_tokens = self._cached_tokens, prompt_tokens
 
     def started(self, seed: int) -> pb.GenerateResponse:
         """The request is valid and queued."""

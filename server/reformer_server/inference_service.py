@@ -10,7 +10,7 @@ import torch
 from reformer.v1 import inference_pb2 as pb
 from reformer.v1.inference_pb2_grpc import InferenceServiceServicer
 from reformer_core.events import ContinuationScored, Finished, Progress, Scores
-from reformer_server import convert, tenants, validation
+from reformer_server import call_facts, convert, tenants, validation
 from reformer_server.calls import Context
 from reformer_server.content import Encoded, Encoder, ids_to_bytes, logprobs_to_bytes
 from reformer_server.documents import DocumentRegistry
@@ -115,6 +115,7 @@ class InferenceService(InferenceServiceServicer):
         async with self._documents.use(name) as in_use:
             document = in_use.document
             continuations = await self._continuations(request.continuations)
+            call_facts.current().cached_tokens = document.tokens
             if not in_use.restored:
                 self._metrics.prefill_tokens.labels("cached").inc(document.tokens)
             async with (

@@ -6,11 +6,12 @@ Base units; labels are few and bounded: never a document's id, never a tenant.
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from itertools import product
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     Info,
     PlatformCollector,
@@ -22,6 +23,11 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from reformer_core.events import Event, Finished, Started
+from reformer_server.call_facts import Reading
+from reformer_server.status import REASONS
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
 
 # Else each series has a second one, with the time of its creation, that nobody reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -59,8 +65,14 @@ class Metrics:
         self.request_duration = histogram(
             "request_duration_seconds", "From a call's arrival to its end.", LONG_SECONDS, method=()
         )
+        self.request_errors = counter(
+            "request_errors_total",
+            "Calls that the server ended with an error, by its reason; those that their clients left have none.",
+            reason=REASONS,
+        )
         self.queue = histogram("queue_seconds", "Waiting for a place in the engine.", LONG_SECONDS)
         self.prefill = histogram("prefill_seconds", "Reading a document or a prompt.", LONG_SECONDS)
+        self.restore = histogram("restore_seconds", "Taking a document back from the store.", LONG_SECONDS)
         self.time_to_first_token = histogram(
             "time_to_first_token_seconds",
             "From a Generate call's arrival to its first token; hit, restored: it named a document.",
@@ -87,7 +99,15 @@ class Metrics:
             "Documents that were dropped; memory: from memory only, to make room.",
             reason=("expired", "deleted", "memory"),
         )
+        self.documents_lost = counter(
+            "documents_lost_total",
+            "Documents to be uploaded again; damaged: what the store had isn't whole, not_written: it never got them.",
+            reason=("damaged", "not_written"),
+        )
         self.store_errors = counter("document_store_errors_total", "Calls of the document store that failed.")
+        self.serving = Gauge(
+            "reformer_serving", "1: warmed up and taking calls, as the health service says.", registry=registry
+        )
         self._cancelled = counter(
             "cancelled_total", "Requests that were cancelled.", phase=("waiting", "prefill", "decode")
         )
@@ -100,12 +120,13 @@ class Metrics:
         self._cancelled.labels(phase).inc()
         self._cancel_latency.observe(latency_seconds)
 
-    def saw(self, event: Event) -> None:
+    def saw(self, event: Event, reading: Reading) -> None:
         """Times that events carry, whatever the request."""
         if isinstance(event, Started):
             self.queue.observe(event.queued_seconds)
         elif isinstance(event, Finished):
-            self.prefill.observe(event.timings.prefill_seconds)
+            histogram = self.restore if reading == "restore" else self.prefill
+            histogram.observe(event.timings.prefill_seconds)
 
     def watch(self, collect: Callable[[], Iterable[Metric]]) -> None:
         """Registers gauges that are looked up whenever somebody reads the metrics."""
@@ -128,11 +149,25 @@ class _Watched(Collector):
 
 
 class MetricsPort:
-    """The HTTP port of a registry, served by a thread of its own."""
+    """The HTTP port of a registry, served by a thread of its own; it also answers probes that speak no gRPC."""
 
-    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        """Starts to listen; raises OSError if it can't. Port 0 picks a free one."""
+    def __init__(
+        self, host: str, port: int, registry: CollectorRegistry, probes: Mapping[str, Callable[[], bool]]
+    ) -> None:
+        """Starts to listen; raises OSError if it can't. Port 0 picks a free one. `probes` go by their paths."""
         self._server, self._thread = start_prometheus_server(port, host, registry)
+        metrics = self._server.get_app()
+        assert metrics is not None
+
+        def app(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+            probe = probes.get(environ["PATH_INFO"])
+            if probe is None:
+                return metrics(environ, start_response)
+            good = probe()
+            start_response("200 OK" if good else "503 Service Unavailable", [("Content-Type", "text/plain")])
+            return [b"yes\n" if good else b"no\n"]
+
+        self._server.set_app(app)
 
     @property
     def port(self) -> int:

@@ -1,6 +1,5 @@
 """ModelService: what is served, text to ids and back, and how busy the server is."""
 
-from collections.abc import Callable
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -10,8 +9,8 @@ from reformer.v1.model_pb2_grpc import ModelServiceServicer
 from reformer_server import validation
 from reformer_server.calls import Context
 from reformer_server.content import Encoder
-from reformer_server.engine_thread import EngineThread
 from reformer_server.errors import InvalidFieldError
+from reformer_server.load import Load
 from reformer_server.served_model import ServedModel
 from reformer_server.settings import Settings
 from reformer_server.version import VERSION
@@ -24,19 +23,11 @@ Response = TypeVar("Response", bound=Message)
 class ModelService(ModelServiceServicer):
     """One method an RPC."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        model: ServedModel,
-        engine: EngineThread,
-        encoder: Encoder,
-        is_draining: Callable[[], bool],
-    ) -> None:
+    def __init__(self, settings: Settings, model: ServedModel, encoder: Encoder, load: Load) -> None:
         self._settings = settings
         self._model = model
-        self._engine = engine
         self._encoder = encoder
-        self._is_draining = is_draining
+        self._load = load
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         """The model and the server's limits."""
@@ -96,16 +87,7 @@ class ModelService(ModelServiceServicer):
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Context) -> pb.GetLoadResponse:
         """How busy the server is."""
-        load = self._engine.load
-        return pb.GetLoadResponse(
-            running_requests=load.running,
-            waiting_requests=load.waiting,
-            decode_batch_size=load.decode_batch_size,
-            documents=load.documents,
-            used_page_bytes=load.used_page_bytes,
-            total_page_bytes=load.total_page_bytes,
-            draining=self._is_draining(),
-        )
+        return self._load.message()
 
 
 def _fitting(response: Response, field: str) -> Response:

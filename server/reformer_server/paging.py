@@ -1,34 +1,38 @@
 """Lists in pages: the token of the next page says where the last one ended, so that nothing has to be remembered."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from reformer_server.entries import Entry
 from reformer_server.errors import InvalidFieldError
 
+Place = tuple[float, *tuple[str, ...]]
 
-def page(entries: Sequence[Entry], page_size: int, page_token: str) -> tuple[Sequence[Entry], str]:
-    """A page of entries, which are sorted by time and id, and the token of the next one. Raises InvalidFieldError."""
-    after = _read(page_token) if page_token else (0.0, "")
-    rest = [entry for entry in entries if _order(entry) > after]
+
+def page(
+    entries: Iterable[Entry], place: Callable[[Entry], Place], page_size: int, page_token: str
+) -> tuple[Sequence[Entry], str]:
+    """A page of entries in the order of their places, and the token of the next one. Raises InvalidFieldError.
+
+    `place` gives no two entries the same one, and has no spaces in its names.
+    """
+    rest = sorted(entries, key=place)
+    if page_token:
+        after = _read(page_token)
+        rest = [entry for entry in rest if place(entry) > after]
     found = rest[:page_size]
-    return found, _write(found[-1]) if len(rest) > page_size else ""
+    return found, _write(place(found[-1])) if len(rest) > page_size else ""
 
 
-def _order(entry: Entry) -> tuple[float, str]:
-    return entry.create_time, entry.name.document_id
+def _write(place: Place) -> str:
+    return base64.urlsafe_b64encode(" ".join(map(str, place)).encode()).decode()
 
 
-def _write(last: Entry) -> str:
-    create_time, document_id = _order(last)
-    return base64.urlsafe_b64encode(f"{create_time!r} {document_id}".encode()).decode()
-
-
-def _read(token: str) -> tuple[float, str]:
+def _read(token: str) -> Place:
     try:
-        create_time, document_id = base64.urlsafe_b64decode(token.encode()).decode().split(" ")
-        return float(create_time), document_id
+        number, *names = base64.urlsafe_b64decode(token.encode()).decode().split(" ")
+        if names:
+            return float(number), *names
     except ValueError:
-        raise InvalidFieldError(
-            "page_token", "is none that ListDocuments gave; leave it out for the first page"
-        ) from None
+        pass
+    raise InvalidFieldError("page_token", "is none that this method gave; leave it out for the first page")

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from reformer_server import call_facts
 from reformer_server.archive import Archive
 from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.content import Content, ContentKey, Encoder
@@ -69,6 +70,7 @@ class Prefills:
         encoded = await self._encoder.content(content)
         tokens = len(encoded.token_ids)
         document_bytes = self._model.document_bytes(tokens, with_scores=keep_scores)
+        call_facts.current().prompt_tokens = tokens
         check(tokens, document_bytes)
         await self._archive.promise(content.key, document_bytes)
         token_ids = encoded.token_ids

@@ -24,6 +24,8 @@ class Reloaded(Generic[T]):
         self._files = tuple(files)
         self._load = load
         self._seen = self._signature()
+        self.is_current = True
+        """Whether `value` is what the files say; False: they can't be used as they are now."""
         self.value = load()
 
     def poll(self) -> None:
@@ -35,8 +37,10 @@ class Reloaded(Generic[T]):
         try:
             self.value = self._load()
         except SettingsError as error:
+            self.is_current = False
             logger.error("%s; going on with what was read before", error)
         else:
+            self.is_current = True
             logger.info("read again: %s", ", ".join(map(str, self._files)))
 
     def _signature(self) -> list[tuple[int, ...] | None]:

@@ -90,10 +90,10 @@ class Restores:
         assert isinstance(archive, StoreArchive), "a document that isn't in memory needs a store"
         manifest = await archive.find(key)
         if manifest is None:
-            raise StoredDocumentDamagedError("its content is gone")
+            raise self._damaged("its content is gone")
         try:
             if (manifest.pages, manifest.page_bytes) != self._model.page_sizes(manifest.tokens):
-                raise StoredDocumentDamagedError("its pages aren't those of so many tokens")
+                raise self._damaged("its pages aren't those of so many tokens")
             reader = await archive.reader(manifest)
             source = ArrivingPages(self._engine)
             filling = asyncio.create_task(source.fill(archive, reader))
@@ -102,6 +102,7 @@ class Restores:
                     self._engine,
                     lambda engine, sink: engine.submit_restore(reader.token_ids, reader.scores, source, sink),
                     report,
+                    reading="restore",
                 )
             finally:
                 filling.cancel()
@@ -111,3 +112,8 @@ class Restores:
             raise
         self._metrics.prefill_tokens.labels("restored").inc(document.tokens)
         return self._cache.put(key, document, manifest.notes, stored=True)
+
+    def _damaged(self, reason: str) -> StoredDocumentDamagedError:
+        """What the store itself can't see."""
+        self._metrics.documents_lost.labels("damaged").inc()
+        return StoredDocumentDamagedError(reason)

@@ -2,29 +2,36 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from reformer.v1 import document_pb2, document_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
+from reformer.v1 import admin_pb2, document_pb2, inference_pb2, model_pb2
+from reformer.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
+from reformer.v1.document_pb2_grpc import add_DocumentServiceServicer_to_server
+from reformer.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
+from reformer.v1.model_pb2_grpc import add_ModelServiceServicer_to_server
 from reformer_core import Engine, SamplingParams
 from reformer_server import building
 from reformer_server.access import Access
+from reformer_server.admin_service import AdminService
 from reformer_server.archive import StoreArchive
 from reformer_server.cache import CachedDocument, DocumentCache
-from reformer_server.calls import CallInterceptor
-from reformer_server.chain import Admission, counting, errors_to_status
+from reformer_server.calls import Around, CallInterceptor
+from reformer_server.chain import Admission, counting, errors_to_status, logged
 from reformer_server.connections import channel_options
 from reformer_server.content import Encoder
 from reformer_server.document_service import DocumentService
 from reformer_server.documents import DocumentRegistry
 from reformer_server.engine_thread import EngineThread
 from reformer_server.errors import DrainingError, EngineStoppedError
-from reformer_server.gauges import load_gauges
+from reformer_server.gauges import gauges_of
+from reformer_server.health import Health
 from reformer_server.inference_service import InferenceService
+from reformer_server.load import Load
 from reformer_server.metrics import Metrics, MetricsPort
 from reformer_server.model_service import ModelService
 from reformer_server.prefills import Prefills
@@ -43,7 +50,7 @@ STOP_SECONDS = 1.0  # for calls to send their last status after they were told t
 
 SERVICES = tuple(
     service.full_name
-    for module in (document_pb2, inference_pb2, model_pb2)
+    for module in (admin_pb2, document_pb2, inference_pb2, model_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 )
 
@@ -59,8 +66,11 @@ class Server:
         model: ServedModel,
         build_engine: Callable[[], Engine] | None = None,
         access: Access | None = None,
+        links: Sequence[Around] = (),
     ) -> None:
         """`build_engine` runs on the engine's thread. Default: an Engine, and access, as the settings say.
+
+        `links` go around each call, outside of all others: they see in its facts how it ended.
 
         Raises SettingsError.
         """
@@ -86,15 +96,18 @@ class Server:
         self.write_behind: WriteBehind | None = None
         if isinstance(self.archive, StoreArchive):
             self.write_behind = WriteBehind(
-                self.engine, self.archive, self.cache, self.documents.holds, self.documents.lose
+                self.engine, self.archive, self.cache, self.documents.holds, self.documents.lose, self.metrics
             )
             self.documents.persist = self.write_behind.persist
         self.engine.make_room = self._make_room
         self.engine.seconds_until_room = self.documents.seconds_until_one_ends
         self._admission = Admission()
         self._quotas = Quotas()
-        self._health = health.aio.HealthServicer()
+        self._health = Health(SERVICES, self._computes)
+        self.metrics.serving.set_function(lambda: float(self._health.ready))
         chain = (
+            *links,
+            logged,
             counting(self.metrics),
             errors_to_status,
             *self.access.links,
@@ -113,33 +126,40 @@ class Server:
         settings, model, engine, encoder = self.settings, self.model, self.engine, self._encoder
         documents, cache, uploads, metrics = self.documents, self.cache, self.uploads, self.metrics
         prefills = Prefills(model, engine, encoder, cache, self.archive, self.restores, metrics, self._quotas)
-        document_pb2_grpc.add_DocumentServiceServicer_to_server(
+        add_DocumentServiceServicer_to_server(
             DocumentService(settings, model, engine, documents, cache, uploads, prefills, metrics), self._grpc
         )
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
+        add_InferenceServiceServicer_to_server(
             InferenceService(settings, model, engine, encoder, documents, uploads, metrics, self._quotas), self._grpc
         )
-        model_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelService(settings, model, engine, encoder, lambda: self._admission.draining), self._grpc
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        load = Load(settings, engine, cache, self.archive, self._admission, self.write_behind)
+        add_ModelServiceServicer_to_server(ModelService(settings, model, encoder, load), self._grpc)
+        add_AdminServiceServicer_to_server(AdminService(documents, cache, self.take_nothing_new), self._grpc)
+        self._health.add_to(self._grpc)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
 
     async def start(self) -> None:
         """Listens, warms up, and then says that it serves. Raises what is in the way; `stop` is due all the same."""
         settings = self.settings
         await self.engine.start()
-        self.metrics.watch(load_gauges(self.engine, self.cache, self.archive, settings, self.model.model.device))
+        self.metrics.watch(gauges_of(self))
         self.metrics.build_info(version=VERSION, model=self.model.name, torch=torch.__version__)
-        self._metrics_port = MetricsPort(settings.host, settings.metrics_port, self.metrics.registry)
+        probes = {"/livez": lambda: self._health.alive, "/readyz": lambda: self._health.ready}
+        self._metrics_port = MetricsPort(settings.host, settings.metrics_port, self.metrics.registry, probes)
         self.metrics_port = self._metrics_port.port
-        await self._say_serving(False)
+        await self._health.started()
         self.port = self.access.listen(self._grpc)
         await self._grpc.start()
         background = (self._sweep(), self.archive.keep_house(), self.access.watch())
         self._background = [asyncio.create_task(work) for work in background]
         await self._warm_up()
-        await self._say_serving(True)
+        await self._health.look()
+        self._background.append(asyncio.create_task(self._health.watch()))
+
+    async def take_nothing_new(self) -> None:
+        """From now on: NOT_SERVING, and new calls are refused. Those that run go on. There is no way back."""
+        await self._health.drain()
+        self._admission.draining = True
 
     def tell_to_stop(self) -> None:
         """Ends `until_stopped`; a second time, ends the grace period too."""
@@ -161,7 +181,7 @@ class Server:
 
     async def stop(self) -> None:
         """In order: admit nothing new, let calls finish within the grace period, end the rest, then the parts."""
-        await self._health.enter_graceful_shutdown()
+        await self.take_nothing_new()
         await self._drain()
         await self._grpc.stop(STOP_SECONDS)
         for task in self._background:
@@ -189,7 +209,7 @@ class Server:
 
     async def _finish(self) -> None:
         """Waits for the calls that run, and for what the store doesn't have yet."""
-        await self._admission.drain()
+        await self._admission.until_empty()
         if self.write_behind is not None:
             await self.write_behind.drain()
 
@@ -206,11 +226,6 @@ class Server:
             return False
         return self.cache.evict(nbytes) > 0
 
-    async def _say_serving(self, serving: bool) -> None:
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in ("", *SERVICES):
-            await self._health.set(service, status)
-
     async def _warm_up(self) -> None:
         """One short generation, so that the first client doesn't pay for what is made at first use."""
         prompt = torch.zeros(1, dtype=torch.int64)
@@ -220,6 +235,15 @@ class Server:
         ) as stream:
             async for _ in stream.batches():
                 pass
+
+    async def _computes(self) -> bool:
+        """Whether a forward pass of one token, between two turns of the engine, gives finite numbers."""
+
+        def forward(engine: Engine) -> bool:
+            with torch.inference_mode():
+                return bool(self.model.model(torch.zeros(1, dtype=torch.int64)).isfinite().all())
+
+        return await self.engine.call(forward)
 
     async def _sweep(self) -> None:
         while True:

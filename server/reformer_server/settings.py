@@ -17,6 +17,7 @@ from reformer_server.units import parse_duration, parse_size, parse_yes_or_no
 ENVIRONMENT_PREFIX = "REFORMER_"
 NO_STORE = "none"
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("human", "json")
 
 
 class SettingsError(ValueError):
@@ -98,6 +99,10 @@ class Settings:
         "keepalive", parse_duration, "30s", "Silence of a client after which it is asked whether it is still there."
     )
     log_level: str = _setting("log-level", str, "info", "debug, info, warning or error.")
+    log_format: str = _setting("log-format", str, "human", "Lines for people, or json: an object a line.")
+    traces: str | None = _setting(
+        "traces", str, None, "URL of an OTLP collector (gRPC) to send traces to. Default: no traces."
+    )
 
     def __post_init__(self) -> None:
         def require(name: str, condition: bool, allowed: str) -> None:
@@ -105,6 +110,8 @@ class Settings:
                 raise SettingsError(f"{KEYS[name]}: must be {allowed}, but is {getattr(self, name)!r}")
 
         require("log_level", self.log_level in LOG_LEVELS, f"one of {', '.join(LOG_LEVELS)}")
+        require("log_format", self.log_format in LOG_FORMATS, f"one of {', '.join(LOG_FORMATS)}")
+        require("traces", self.traces is None or "://" in self.traces, "a URL such as http://localhost:4317")
         require("host", bool(self.host), "an address")
         require("store", self.store != "", f"a folder, a URL or {NO_STORE}")
         require("store_quota_bytes", self.store_quota_bytes is None or self.store_quota_bytes > 0, "above 0")

@@ -126,6 +126,7 @@ TABLE: Mapping[type[Exception], Row] = {
     # who may not call
     server.UnauthenticatedError: Row(StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
     server.UnknownIdentityError: Row(StatusCode.PERMISSION_DENIED, "UNKNOWN_IDENTITY"),
+    server.NotAdminError: Row(StatusCode.PERMISSION_DENIED, "NOT_ADMIN"),
     server.StoreFullError: Row(
         StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL", ("needed_bytes", "free_bytes"), _quota("document store")
     ),
@@ -152,6 +153,10 @@ TABLE: Mapping[type[Exception], Row] = {
 }
 """Whatever isn't here is a bug, and told to the client as INTERNAL with a fixed text."""
 
+BUG, EXPIRED = "INTERNAL", "DOCUMENT_EXPIRED"
+REASONS = tuple(sorted({BUG, EXPIRED} | {row.reason for row in TABLE.values()}))
+"""All that an error can be called."""
+
 
 def row_of(error: Exception) -> Row | None:
     """The table's row for `error`'s class or its nearest base; None: a bug."""
@@ -160,14 +165,20 @@ def row_of(error: Exception) -> Row | None:
     return next((TABLE[cls] for cls in type(error).__mro__ if cls in TABLE), None)
 
 
+def reason_of(error: Exception) -> str:
+    """The word for `error` that programs go by, one of REASONS."""
+    if isinstance(error, server.DocumentNotFoundError) and error.expired:
+        return EXPIRED
+    row = row_of(error)
+    return BUG if row is None else row.reason
+
+
 def to_status(error: Exception, request_id: str) -> status_pb2.Status:
     """The status for the client, details included; the first detail always is an ErrorInfo."""
-    row = row_of(error)
+    row, reason = row_of(error), reason_of(error)
     if row is None:
         message = INTERNAL_MESSAGE.format(request_id=request_id)
-        return _status(StatusCode.INTERNAL, message, [_error_info("INTERNAL", {"request_id": request_id})])
-    expired = isinstance(error, server.DocumentNotFoundError) and error.expired
-    reason = "DOCUMENT_EXPIRED" if expired else row.reason
+        return _status(StatusCode.INTERNAL, message, [_error_info(reason, {"request_id": request_id})])
     metadata = {name: _cut(str(getattr(error, name))) for name in row.attributes}
     return _status(row.code, _cut(str(error)), [_error_info(reason, metadata), *row.details(error)])
 

@@ -25,6 +25,8 @@ class Tenant:
 
     name: str
     limits: Limits = Limits()
+    admin: bool = False
+    """Whether it may call the AdminService."""
 
 
 ANONYMOUS = Tenant("anonymous")

@@ -62,14 +62,17 @@ def _tenant(name: str, table: object) -> Tenant:
         raise ValueError("this name is for calls without credentials; choose another one")
     if not isinstance(table, dict):
         raise ValueError(f"must be a table [tenants.{name}]")
-    allowed = (*CREDENTIALS, *LIMITS)
+    allowed = (*CREDENTIALS, *LIMITS, "admin")
     unknown = [key for key in table if key not in allowed]
     if unknown:
         raise ValueError(f"unknown key {unknown[0]!r}; allowed are {', '.join(allowed)}")
     if not any(key in table for key in CREDENTIALS):
         raise ValueError("has neither tokens nor identities; an empty list shuts a tenant out")
     limits = {field: _limit(key, table[key], read) for key, (field, read) in LIMITS.items() if key in table}
-    return Tenant(name, Limits(**limits))
+    admin = table.get("admin", False)
+    if not isinstance(admin, bool):
+        raise ValueError(f"admin: must be true or false, but is {admin!r}")
+    return Tenant(name, Limits(**limits), admin)
 
 
 def _limit(key: str, value: object, read: Callable[[str], int]) -> int:

@@ -5,9 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+from cryptography import x509
 
 from reformer_server.reloading import Reloaded
 from reformer_server.settings import SettingsError
+
+
+@dataclass(frozen=True)
+class LoadedTls:
+    """What the files said when they were read."""
+
+    configuration: grpc.ServerCertificateConfiguration
+    expire_time: float | None
+    """When the first certificate of the server's chain ends; None: its form is one that only OpenSSL understands."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +36,8 @@ class TlsFiles:
         """Those that there are."""
         return (self.certificate, self.key) + (() if self.client_ca is None else (self.client_ca,))
 
-    def load(self) -> grpc.ServerCertificateConfiguration:
-        """What gRPC needs of them. Raises SettingsError if it can't be used.
+    def load(self) -> LoadedTls:
+        """Reads them. Raises SettingsError if it can't be used.
 
         gRPC itself would find out only when a client comes, so the standard library tries it first.
         """
@@ -36,7 +46,10 @@ class TlsFiles:
         if self._read() != contents:  # what was tried isn't what was read
             raise SettingsError(f"{self.certificate}: was written to while it was read")
         certificate, key, *client_ca = contents
-        return grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca[0] if client_ca else None)
+        return LoadedTls(
+            grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca[0] if client_ca else None),
+            _expire_time(certificate),
+        )
 
     def _read(self) -> list[bytes]:
         try:
@@ -71,7 +84,7 @@ class Tls:
     def server_credentials(self) -> grpc.ServerCredentials:
         """For gRPC's `add_secure_port`."""
         return grpc.dynamic_ssl_server_credentials(
-            self._given,
+            self._given.configuration,
             self._changed,  # type: ignore[arg-type]  # its None is documented, and forgotten in the stubs
             require_client_authentication=self.files.client_ca is not None,
         )
@@ -81,4 +94,11 @@ class Tls:
         if self._given is self.certificates.value:
             return None
         self._given = self.certificates.value
-        return self._given
+        return self._given.configuration
+
+
+def _expire_time(chain: bytes) -> float | None:
+    try:
+        return min(each.not_valid_after_utc.timestamp() for each in x509.load_pem_x509_certificates(chain))
+    except ValueError:
+        return None

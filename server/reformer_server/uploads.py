@@ -101,8 +101,8 @@ class Uploads:
 
     @property
     def nbytes(self) -> int:
-        """Memory that uploads hold."""
-        return sum(upload.nbytes for upload in self._uploads.values())
+        """Memory that uploads hold. Any thread may ask."""
+        return sum(upload.nbytes for upload in list(self._uploads.values()))
 
     def state(self, name: DocumentName) -> str | None:
         """What is on its way under this id: "uploading", "prefilling", or None."""

@@ -10,10 +10,10 @@ import torch
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from reformer.v1 import document_pb2, inference_pb2, model_pb2
+from reformer.v1 import admin_pb2, document_pb2, inference_pb2, model_pb2
 from reformer_core import SamplingParams
 from reformer_core.errors import TooManyTokensError
-from reformer_server import tenants
+from reformer_server import call_facts, tenants
 from reformer_server.calls import Context
 from reformer_server.content import TOKEN_ID_BYTES, DocumentName
 from reformer_server.errors import InvalidFieldError
@@ -72,6 +72,7 @@ def _well_formed(value: str, context: Context, field: str) -> str:
         raise InvalidFieldError(
             field, f"is {_short(value)}, but the {DOCUMENT_ID_METADATA} metadata is {_short(str(routed))}"
         )
+    call_facts.current().document_id = value
     return value
 
 
@@ -122,7 +123,7 @@ def lease_seconds(
     return seconds
 
 
-def page_size(request: document_pb2.ListDocumentsRequest) -> int:
+def page_size(request: document_pb2.ListDocumentsRequest | admin_pb2.ListAllDocumentsRequest) -> int:
     """Documents a page."""
     size = request.page_size if request.HasField("page_size") else DEFAULT_PAGE_SIZE
     if not 1 <= size <= MAX_PAGE_SIZE:

@@ -20,6 +20,7 @@ from reformer_server.errors import (
     StoredDocumentDamagedError,
     StoreUnavailableError,
 )
+from reformer_server.metrics import Metrics
 from reformer_server.store.data import Shape
 
 CONTENTS_AT_A_TIME = 2
@@ -38,8 +39,10 @@ class WriteBehind:
         cache: DocumentCache,
         holds: Callable[[Entry], bool],
         lose: Callable[[Entry], None],
+        metrics: Metrics,
     ) -> None:
         """`holds` tells whether an entry is still wanted; `lose` is told of one whose id is another replica's."""
+        self._metrics = metrics
         self._engine, self._archive, self._cache, self._holds, self._lose = engine, archive, cache, holds, lose
         self._tasks: dict[Entry, asyncio.Task[None]] = {}
         self._writing: WeakValueDictionary[ContentKey, asyncio.Lock] = WeakValueDictionary()
@@ -96,6 +99,7 @@ class WriteBehind:
                 self._lose(entry)
                 return
             except Exception:
+                self._metrics.documents_lost.labels("not_written").inc()
                 logger.exception("a document can't be stored; it lives as long as this process")
                 return
 

@@ -1,13 +1,14 @@
 """What the tests of the core share: one thread, for tiny tensors gain nothing from more; no logs; a checkpoint."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
-from reformer_core import memory_plan, save_model, session_table
+from reformer_core import memory_plan, save_model, session_table, slicing
 from reformer_core.pages import PageLayout
 from tests.core.models import random_model, small_config
 
@@ -34,7 +35,7 @@ def saved(tmp_path: Path) -> Path:
 @pytest.fixture
 def many_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slices so short that a document takes many."""
-    monkeypatch.setattr("reformer_core.slicing.MOST_SLICE_TOKENS", 64)
+    monkeypatch.setattr(slicing, "CPU_BOUNDS", replace(slicing.CPU_BOUNDS, most_tokens=64))
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ import torch
 
 from reformer_core.errors import OutOfMemoryError, TooManyTokensError
 from reformer_core.extend import extend
-from reformer_core.slicing import LEAST_EXTEND_TOKENS, MOST_EXTEND_TOKENS, extend_tokens
+from reformer_core.slicing import extend_tokens, slice_bounds
 from tests.core.models import small_config
 from tests.core.tiny import TAIL_TOKENS, append, last_rows, open_session, random_tokens, tiny_model
 
 
 @pytest.mark.parametrize("slice_tokens", [1, 5, 31, 32, 100])
 def test_slices_of_any_length_say_the_same(monkeypatch: pytest.MonkeyPatch, slice_tokens: int) -> None:
-    monkeypatch.setattr("reformer_core.extend.extend_tokens", lambda config: slice_tokens)
+    monkeypatch.setattr("reformer_core.extend.extend_tokens", lambda *_: slice_tokens)
     model = tiny_model(attn_layers=("lsh",))
     token_ids = random_tokens(model, 150)
     session = open_session(model, token_ids[:41])
@@ -61,9 +61,12 @@ def test_no_tokens() -> None:
     assert list(extend(model, open_session(model, random_tokens(model, 10)), torch.empty(0, dtype=torch.long))) == []
 
 
-def test_slices_are_shorter_where_windows_are_large() -> None:
-    assert extend_tokens(small_config()) == MOST_EXTEND_TOKENS
+@pytest.mark.parametrize(("device", "chunk"), [("cpu", 160), ("cuda", 32)])
+def test_slices_are_shorter_where_windows_are_large(device: str, chunk: int) -> None:
+    place = torch.device(device)
+    bounds = slice_bounds(place)
+    assert extend_tokens(small_config(), place) == bounds.most_extend_tokens
     huge = small_config(num_attention_heads=16, attention_head_size=128, num_hashes=8, lsh_attn_chunk_length=1024)
-    assert extend_tokens(huge) == LEAST_EXTEND_TOKENS
-    large = small_config(num_attention_heads=8, attention_head_size=128, num_hashes=4, lsh_attn_chunk_length=160)
-    assert LEAST_EXTEND_TOKENS < extend_tokens(large) < MOST_EXTEND_TOKENS
+    assert extend_tokens(huge, place) == bounds.least_extend_tokens
+    large = small_config(num_attention_heads=8, attention_head_size=128, num_hashes=4, lsh_attn_chunk_length=chunk)
+    assert bounds.least_extend_tokens < extend_tokens(large, place) < bounds.most_extend_tokens

@@ -79,7 +79,9 @@ def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def plan_for(model: ReformerModel, tokens: int = TOKENS) -> MemoryPlan:
-    return MemoryPlan(model.config, model.dtype, min(tokens, 16 * slice_tokens(model.config), model.config.max_tokens))
+    return MemoryPlan(
+        model.config, model.dtype, min(tokens, 16 * slice_tokens(model.config, model.device), model.config.max_tokens)
+    )
 
 
 def pool_for(model: ReformerModel, plan: MemoryPlan, more_pages: int = 0) -> PagePool:
@@ -111,7 +113,7 @@ def test_a_document(tokens: int) -> None:
 
 def test_reading_a_document(model: ReformerModel) -> None:
     plan = plan_for(model)
-    assert slice_tokens(model.config) < plan.tokens / 2
+    assert slice_tokens(model.config, model.device) < plan.tokens / 2
     pool, token_ids = pool_for(model, plan), random_tokens(model, plan.tokens)
     with torch.inference_mode(), LiveMemory() as memory:
         prefill = Prefill(model, pool, token_ids, keep_document=True, keep_scores=True)
@@ -132,7 +134,7 @@ def test_a_step(model: ReformerModel) -> None:
         opened = [Session(table, document) for _ in range(sessions + 1)]
         for session in opened:
             session.reserve(capacity)
-        slice_ids = torch.zeros(extend_tokens(model.config), dtype=torch.long)
+        slice_ids = torch.zeros(extend_tokens(model.config, model.device), dtype=torch.long)
         while opened[-1].tail_tokens + len(slice_ids) < capacity:
             extend_slice(model, opened[-1], slice_ids)
         token_ids = torch.zeros(sessions, dtype=torch.long)

@@ -1,6 +1,7 @@
 """Reading in slices gives what a full pass gives, whatever happens between the slices, and leaves no page behind."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,8 +23,7 @@ LENGTHS = (1, 7, 8, 9, 16, 17, 33, 100)
 @pytest.fixture
 def many_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slices of a few chunks."""
-    monkeypatch.setattr(slicing, "SLICE_WORK", 1)
-    monkeypatch.setattr(slicing, "LEAST_SLICE_TOKENS", 24)
+    monkeypatch.setattr(slicing, "CPU_BOUNDS", replace(slicing.CPU_BOUNDS, work=1, least_tokens=24))
 
 
 def check_against_full_pass(model: ReformerModel, token_ids: torch.Tensor) -> None:

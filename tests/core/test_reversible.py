@@ -159,7 +159,7 @@ def test_rounds_in_parts_have_the_right_gradients(
         return attend_rounds(*inputs, order, SlotLayout(4, 1, shared_qk, dropout_prob, seeded))
 
     whole = attend(*inputs)
-    monkeypatch.setattr(rounds, "PART_SLOTS", 2 * 2 * 4)  # two chunks of both heads
+    monkeypatch.setattr(rounds, "CPU_PART_SLOTS", 2 * 2 * 4)  # two chunks of both heads
     if not dropout_prob:  # else it depends on the order in which it is drawn
         torch.testing.assert_close(attend(*inputs), whole)
     assert torch.autograd.gradcheck(attend, inputs, eps=1e-5, atol=1e-4, fast_mode=True)

@@ -1,11 +1,14 @@
 """The command `reformer serve`: how it ends."""
 
+import os
 import signal
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from benchmarks.serving import ServerProcess
+from benchmarks.serving import ServerProcess, reformer
 from reformer_client import Client, UnavailableError
 
 
@@ -32,3 +35,12 @@ def test_end_of_the_grace_period(serve: Callable[..., ServerProcess]) -> None:
         assert caught.value.reason == "DRAINING"
         assert caught.value.retry_after_seconds
     assert server.process.wait(timeout=30) == 0
+
+
+def test_stop_while_the_model_is_loaded(tmp_path: Path) -> None:
+    """Not to be waited for, however long that takes: here it never ends."""
+    os.mkfifo(tmp_path / "config.json")
+    command = reformer("serve", "--model", tmp_path, "--port", 0, "--metrics-port", 0)
+    with subprocess.Popen(command) as process, (tmp_path / "config.json").open("w"):  # which waits for its reader
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import strategies as st
 
-from reformer.v1 import document_pb2, inference_pb2, model_pb2
+from reformer.v1 import admin_pb2, document_pb2, inference_pb2, model_pb2
 from tests.fuzz.mutations import hostile_texts
 from tests.server.uploading import chunk, header
 
@@ -22,11 +22,12 @@ DOCUMENTS = ("a", "b")
 
 METHODS: tuple[MethodDescriptor, ...] = tuple(
     method
-    for module in (document_pb2, inference_pb2, model_pb2)
+    for module in (admin_pb2, document_pb2, inference_pb2, model_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
+    if method.name != "Drain"
 )
-"""All RPCs of the contract."""
+"""All RPCs of the contract, but the one after which the server takes no other."""
 
 
 def _page_tokens() -> list[str]:

@@ -11,7 +11,7 @@ import reformer_client
 seconds = time.process_time() - start
 print(json.dumps([seconds, sorted({name.partition(".")[0] for name in sys.modules})]))
 """
-NEVER = {"torch", "numpy", "sentencepiece", "click", "rich", "reformer_core", "reformer_server"}
+NEVER = {"torch", "numpy", "sentencepiece", "click", "rich", "reformer_core", "reformer_server", "opentelemetry"}
 
 
 def import_client() -> tuple[float, set[str]]:

@@ -6,7 +6,7 @@ import click
 import pytest
 
 
-@pytest.mark.parametrize("name", ["doctor", "plan", "serve", "token", "train"])
+@pytest.mark.parametrize("name", ["doctor", "plan", "score-corpus", "serve", "token", "train"])
 def test_entry_point_is_a_command(name: str) -> None:
     (entry_point,) = entry_points(group="reformer.commands", name=name)
     command = entry_point.load()
@@ -21,4 +21,4 @@ def test_console_script_lists_every_command(capsys: pytest.CaptureFixture[str]) 
         main(["--help"])
     assert stop.value.code == 0
     words = capsys.readouterr().out.split()
-    assert {"serve", "generate", "score", "documents", "plan", "doctor", "token", "train"} <= set(words)
+    assert {"serve", "generate", "score", "score-corpus", "documents", "plan", "doctor", "token", "train"} <= set(words)

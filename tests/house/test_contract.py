@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
-from reformer.v1 import document_pb2, inference_pb2, model_pb2
+from reformer.v1 import admin_pb2, document_pb2, inference_pb2, model_pb2
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,11 +27,13 @@ def test_buf_is_content(command: list[str]) -> None:
 def test_every_rpc_is_in_a_service() -> None:
     rpcs = {
         f"{service.name}.{method.name}"
-        for module in (document_pb2, inference_pb2, model_pb2)
+        for module in (admin_pb2, document_pb2, inference_pb2, model_pb2)
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
     assert rpcs == {
+        "AdminService.Drain",
+        "AdminService.ListAllDocuments",
         "DocumentService.CreateDocument",
         "DocumentService.GetDocument",
         "DocumentService.ListDocuments",

@@ -1,29 +1,20 @@
-"""The documentation is true where a program can tell: paths, links, settings, options, RPCs, errors, metrics."""
+"""The documentation is true where a program can tell: paths, links, settings, options, RPCs, errors."""
 
 import dataclasses
 import re
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import click
 import pytest
-import torch
 
-from reformer.v1 import document_pb2, inference_pb2, model_pb2
+from reformer.v1 import admin_pb2, document_pb2, inference_pb2, model_pb2
 from reformer_client.cli import main
 from reformer_client.errors import ERROR_CLASSES
 from reformer_client.messages import Sampling
-from reformer_core import EngineLoad
-from reformer_server.archive import Archive
-from reformer_server.cache import DocumentCache
-from reformer_server.gauges import load_gauges
-from reformer_server.metrics import Metrics
 from reformer_server.settings import KEYS, Settings
 from reformer_server.status import TABLE
-from tests.server.store.stored import MODEL
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(page.relative_to(ROOT).as_posix() for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
@@ -107,9 +98,18 @@ def test_every_option_is_told(page: str, option: str) -> None:
     assert any(re.search(rf"{option.split()[-1]}\b", code) for code in in_backticks(page))
 
 
+OTHERS_OPTIONS = {
+    "--nproc-per-node",  # torchrun
+    "--mode", "--drain-time-s",  # Envoy
+    "--now", "--since",  # systemd
+    "--previous", "--replicas", "--tail",  # kubectl
+    "--pid", "--system", "--upgrade",  # py-spy, useradd, pip
+}  # fmt: skip
+
+
 def test_no_option_is_told_that_isnt_there() -> None:
     there = {option.split()[-1] for _, option in OPTIONS} | {f"--{key}" for key in KEYS.values()}
-    there |= {"--help", "--nproc-per-node", "--mode", "--drain-time-s"}  # torchrun's, and Envoy's
+    there |= {"--help"} | OTHERS_OPTIONS
     for program in (*(ROOT / "benchmarks").glob("*.py"), ROOT / "tests" / "fuzz" / "__main__.py"):
         there |= set(re.findall(r'"(--[a-z-]+)"', program.read_text(encoding="utf-8")))
     told = {
@@ -124,7 +124,7 @@ def test_no_option_is_told_that_isnt_there() -> None:
 def test_every_rpc() -> None:
     rpcs = {
         method.name
-        for module in (document_pb2, inference_pb2, model_pb2)
+        for module in (admin_pb2, document_pb2, inference_pb2, model_pb2)
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
@@ -147,22 +147,6 @@ def test_every_exception_of_the_client() -> None:
 def test_every_sampling_parameter() -> None:
     parameters = set(Sampling.__annotations__)
     assert parameters <= in_backticks("docs/api.md") & in_backticks("docs/sdk.md")
-
-
-def test_every_metric() -> None:
-    metrics = Metrics()
-    metrics.build_info(version="", model="", torch="")
-    engine: Any = SimpleNamespace(load=EngineLoad(*[0] * len(dataclasses.fields(EngineLoad))))
-    cache, archive = DocumentCache(lambda cached: None, metrics), Archive(MODEL)
-    metrics.watch(load_gauges(engine, cache, archive, Settings(), torch.device("cpu")))
-    suffixes = {"counter": "_total", "info": "_info"}
-    there = {
-        family.name + suffixes.get(family.type, "")
-        for family in metrics.registry.collect()
-        if family.name.startswith("reformer_")
-    }
-    told = {re.sub(r"{.*", "", row[0].strip("`")) for row in rows("docs/metrics.md") if row[0].startswith("`")}
-    assert told == there
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -84,7 +84,11 @@ def test_client_reaches_other_packages_by_entry_points_only() -> None:
 
 @pytest.mark.parametrize(
     ("package", "extras"),
-    [("reformer_client", []), ("reformer_core", ["server", "train"]), ("reformer_server", ["server"])],
+    [
+        ("reformer_client", ["telemetry"]),
+        ("reformer_core", ["server", "train"]),
+        ("reformer_server", ["ray", "server", "telemetry"]),
+    ],
 )
 def test_third_party_imports_are_declared(package: str, extras: list[str]) -> None:
     project = project_table()
@@ -102,16 +106,35 @@ def test_declared_dependencies_are_imported() -> None:
     assert names(project["dependencies"]) - client == set()
     assert names(project["optional-dependencies"]["server"]) - core - server == set()
     assert names(project["optional-dependencies"]["train"]) - core == {"reformer-serve"}
+    assert names(project["optional-dependencies"]["ray"]) - server == {"reformer-serve"}
 
 
-def test_only_the_trainer_needs_its_extra() -> None:
-    trainers = names(project_table()["optional-dependencies"]["train"])
+def test_only_traces_need_their_extra() -> None:
+    """Each side has one module that needs it at run time, and nobody imports that unless traces are asked for."""
+    assert names(project_table()["optional-dependencies"]["telemetry"]) <= {
+        canonical(name) for name in packages_distributions()["opentelemetry"]
+    }
+    for package in ("reformer_client", "reformer_server"):
+        importing = [
+            path.name
+            for path in sources(package)
+            for module in imported_modules(path)
+            if module.partition(".")[0] == "opentelemetry" and not module.startswith("opentelemetry.trace")  # types
+        ]
+        assert set(importing) == {"tracing.py"}
+
+
+@pytest.mark.parametrize(
+    ("package", "folder", "extra"), [("reformer_core", "train", "train"), ("reformer_server", "batch", "ray")]
+)
+def test_only_one_folder_needs_its_extra(package: str, folder: str, extra: str) -> None:
+    needed = names(project_table()["optional-dependencies"][extra])
     found = [
         f"{path.relative_to(ROOT)}: {module}"
-        for path in sources("reformer_core")
-        if "train" not in path.parts
+        for path in sources(package)
+        if folder not in path.parts
         for module in imported_modules(path)
-        if module.partition(".")[0] in trainers
+        if module.partition(".")[0] in needed
     ]
     assert found == []
 
@@ -121,7 +144,7 @@ def third_party_imports(package: str) -> dict[str, set[str]]:
     distributions = packages_distributions()
     modules = {name.partition(".")[0] for path in sources(package) for name in imported_modules(path)}
     return {
-        module: {canonical(name) for name in distributions.get(module, [])}
+        module: {canonical(name) for name in distributions.get(module, [module])}  # Ray needn't be installed
         for module in modules - sys.stdlib_module_names - OURS
     }
 

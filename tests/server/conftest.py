@@ -1,8 +1,9 @@
 """A real grpc.aio server on a free port, on an engine that does no arithmetic, and stubs that speak to it."""
 
 import asyncio
+import logging
 import socketserver
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from reformer.v1 import document_pb2_grpc, inference_pb2_grpc, model_pb2_grpc
 from reformer_core import ReformerConfig, ReformerModel
 from reformer_core.tokenizers import ByteTokenizer, Tokenizer
 from reformer_server import ServedModel, Server, Settings
+from reformer_server.calls import Around
+from reformer_server.logs import OUR_PACKAGES
 from tests.server.fake_engine import FakeEngine
 
 MAX_TOKENS = 4096
@@ -62,6 +65,16 @@ def metrics_port_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.01,))
 
 
+@pytest.fixture(autouse=True)
+def log_levels_stay() -> Iterator[None]:
+    """`serve` sets them, for the whole process."""
+    loggers = [logging.getLogger(name) for name in (None, *OUR_PACKAGES)]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
 def tiny_served_model(tokenizer: Tokenizer) -> ServedModel:
     config = ReformerConfig(
         attn_layers=("local", "lsh"),
@@ -90,9 +103,11 @@ def served_model() -> ServedModel:
 
 
 @asynccontextmanager
-async def running_server(model: ServedModel, engine: Any, **settings: Any) -> AsyncIterator[Running]:
+async def running_server(
+    model: ServedModel, engine: Any, links: Sequence[Around] = (), **settings: Any
+) -> AsyncIterator[Running]:
     settings = {"store": "none", "port": 0, "metrics_port": 0, "drain_grace_seconds": 2.0, **settings}
-    server = Server(Settings(**settings), model, lambda: engine)  # type: ignore[arg-type]
+    server = Server(Settings(**settings), model, lambda: engine, links=links)  # type: ignore[arg-type]
     try:
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:

@@ -9,7 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from reformer.v1 import document_pb2, inference_pb2, model_pb2
+from reformer.v1 import admin_pb2, document_pb2, inference_pb2, model_pb2
 from reformer_client import UnauthenticatedError
 from reformer_server.credentials import token_hash
 from tests.server.conftest import Running, Serve
@@ -18,7 +18,7 @@ from tests.server.tenants_files import client, table, token_of, until_refused, w
 
 METHODS = [
     method
-    for module in (document_pb2, inference_pb2, model_pb2)
+    for module in (admin_pb2, document_pb2, inference_pb2, model_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 ]

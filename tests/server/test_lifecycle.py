@@ -31,7 +31,7 @@ async def health(running: Running, service: str = "") -> int:
 
 
 async def test_health_and_reflection_know_every_service(running: Running) -> None:
-    assert len(SERVICES) == 3
+    assert len(SERVICES) == 4
     for service in ("", *SERVICES):
         assert await health(running, service) == SERVING
     stub = reflection_pb2_grpc.ServerReflectionStub(running.channel)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from reformer_core.errors import CancelledError, DeadlineExceededError, OutOfMemoryError
 from reformer_core.events import Started, Token
 from reformer_server import tenants
+from reformer_server.call_facts import CallFacts
 from reformer_server.calls import Call
 from reformer_server.errors import DrainingError, TokenRateError, TooManyStreamsError
 from reformer_server.quotas import Quotas
@@ -17,8 +18,8 @@ from reformer_server.tenants import Limits, Tenant
 from tests.server.clock import Clock
 
 NO_CONTEXT: Any = None
-STREAM = Call("InferenceService/Generate", True, NO_CONTEXT, "r1")
-UNARY = Call("ModelService/GetLoad", False, NO_CONTEXT, "r1")
+STREAM = Call("InferenceService/Generate", True, NO_CONTEXT, CallFacts(request_id="r1"))
+UNARY = Call("ModelService/GetLoad", False, NO_CONTEXT, CallFacts(request_id="r1"))
 
 
 @pytest.fixture

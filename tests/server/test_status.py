@@ -45,6 +45,7 @@ EXAMPLES = {
     server.StoreUnavailableError("s3://b", "no route"): "UNAVAILABLE",
     server.UnauthenticatedError("no token"): "UNAUTHENTICATED",
     server.UnknownIdentityError(["cn:a"], tenants=0): "PERMISSION_DENIED",
+    server.NotAdminError("tenant 'a' is no admin"): "PERMISSION_DENIED",
     server.TooManyStreamsError(3): "RESOURCE_EXHAUSTED",
     server.TokenRateError(50, 100, 1.5): "RESOURCE_EXHAUSTED",
     server.DrainingError(): "UNAVAILABLE",

@@ -49,11 +49,12 @@ def test_tenants_with_all_that_they_can_have(file: Path) -> None:
 
         [tenants."umbrella-2.eu"]
         tokens = ["{token_hash(tokens[2])}"]
+        admin = true
         """,
     )
     acme, umbrella = credentials.tenants
     assert acme == Tenant("acme", Limits(10, 8 << 30, 3, 1_000_000))
-    assert umbrella == Tenant("umbrella-2.eu")
+    assert umbrella == Tenant("umbrella-2.eu", admin=True)
     assert [credentials.of_token(token) for token in tokens] == [acme, acme, umbrella]
     assert credentials.of_identities(["cn:batch", "dns:elsewhere"]) == acme
     assert credentials.of_identities(["uri:spiffe://example/acme"]) == acme
@@ -102,6 +103,7 @@ def test_who_is_unknown(file: Path) -> None:
         ('[tenants.acme]\nidentities = ["ip:10.0.0.1"]', r"identities\[0\]: must be 'cn:NAME'"),
         ('[tenants.a]\nidentities = ["cn:x"]\n[tenants.b]\nidentities = ["cn:x"]', "tenant 'b'.*'a' has it"),
         ("[tenants.acme]\ntokens = []\nstreams = 0", "tenant 'acme': streams: must be 1 or more, but is 0"),
+        ('[tenants.acme]\ntokens = []\nadmin = "yes"', "admin: must be true or false, but is 'yes'"),
         ("[tenants.acme]\ntokens = []\ndocuments = true", "documents: must be 1 or more, but is True"),
         ("[tenants.acme]\ntokens = []\ntokens-per-minute = 1.5", "tokens-per-minute: must be 1 or more"),
         (

@@ -45,7 +45,14 @@ async def test_what_is_being_looked_up_for_writing_stays_in_memory() -> None:
     freed: list[Any] = []
     cache = DocumentCache(freed.append, Metrics())
     archive: Any = SlowArchive()
-    write_behind = WriteBehind(SimpleNamespace(), archive, cache, lambda entry: True, lambda entry: None)  # type: ignore[arg-type]
+    write_behind = WriteBehind(
+        SimpleNamespace(),  # type: ignore[arg-type]
+        archive,
+        cache,
+        holds=lambda entry: True,
+        lose=lambda entry: None,
+        metrics=Metrics(),
+    )
     document: Any = SimpleNamespace(nbytes=10, tokens=10, scores=None)
     cache.name(KEY)
     cache.release(cache.put(KEY, document, stored=True))
@@ -61,7 +68,14 @@ async def test_what_is_being_looked_up_for_writing_stays_in_memory() -> None:
 async def test_a_lease_prolonged_just_when_it_was_written_is_written_too() -> None:
     archive: Any = SlowArchive()
     cache = DocumentCache(lambda cached: None, Metrics())
-    write_behind = WriteBehind(SimpleNamespace(), archive, cache, lambda entry: True, lambda entry: None)  # type: ignore[arg-type]
+    write_behind = WriteBehind(
+        SimpleNamespace(),  # type: ignore[arg-type]
+        archive,
+        cache,
+        holds=lambda entry: True,
+        lose=lambda entry: None,
+        metrics=Metrics(),
+    )
     prolonged = entry()
 
     def prolong() -> None:

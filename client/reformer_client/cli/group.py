@@ -7,6 +7,7 @@ import click
 
 _HELP = {
     "plan": "Show how much memory a model and its documents need.",
+    "score-corpus": "Score many documents with Ray.",
     "serve": "Start a server.",
     "train": "Train a Reformer on texts or images.",
 }

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from reformer_client.cli.admin import admin
 from reformer_client.cli.complete_image import complete_image
 from reformer_client.cli.documents import documents
 from reformer_client.cli.generate import generate
@@ -19,7 +20,13 @@ _pem_file = click.Path(exists=True, dir_okay=False, path_type=Path)
     name="reformer",
     cls=ReformerGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
-    commands={"generate": generate, "complete-image": complete_image, "score": score, "documents": documents},
+    commands={
+        "admin": admin,
+        "complete-image": complete_image,
+        "documents": documents,
+        "generate": generate,
+        "score": score,
+    },
 )
 @click.version_option(package_name="reformer-serve")
 @click.option(

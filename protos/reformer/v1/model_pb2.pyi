@@ -272,6 +272,14 @@ class GetLoadResponse(_message.Message):
     USED_PAGE_BYTES_FIELD_NUMBER: _builtins.int
     TOTAL_PAGE_BYTES_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    WEIGHTS_BYTES_FIELD_NUMBER: _builtins.int
+    WORKSPACE_BYTES_FIELD_NUMBER: _builtins.int
+    DOCUMENT_BYTES_FIELD_NUMBER: _builtins.int
+    STORED_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    STORE_QUOTA_BYTES_FIELD_NUMBER: _builtins.int
+    UNSTORED_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    RUNNING_CALLS_FIELD_NUMBER: _builtins.int
     running_requests: _builtins.int
     """Requests that hold a place in the engine."""
     waiting_requests: _builtins.int
@@ -286,6 +294,22 @@ class GetLoadResponse(_message.Message):
     """Page memory in all, in bytes."""
     draining: _builtins.bool
     """True while the server finishes what it has and takes nothing new."""
+    weights_bytes: _builtins.int
+    """Memory of the weights, in bytes."""
+    workspace_bytes: _builtins.int
+    """Memory that running requests take besides pages, in bytes."""
+    document_bytes: _builtins.int
+    """Of the pages in use, those of documents, in bytes."""
+    stored_documents: _builtins.int
+    """Documents in the store, as of some seconds ago; 0 if there is none."""
+    stored_bytes: _builtins.int
+    """What they take there, in bytes."""
+    store_quota_bytes: _builtins.int
+    """What the store may take, in bytes; 0: what its disk has room for."""
+    unstored_documents: _builtins.int
+    """Documents that the store is still to get: they would be lost with the process."""
+    running_calls: _builtins.int
+    """Calls under way, uploads among them; but those of AdminService and GetLoad."""
     def __init__(
         self,
         *,
@@ -296,10 +320,18 @@ class GetLoadResponse(_message.Message):
         used_page_bytes: _builtins.int = ...,
         total_page_bytes: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        weights_bytes: _builtins.int = ...,
+        workspace_bytes: _builtins.int = ...,
+        document_bytes: _builtins.int = ...,
+        stored_documents: _builtins.int = ...,
+        stored_bytes: _builtins.int = ...,
+        store_quota_bytes: _builtins.int = ...,
+        unstored_documents: _builtins.int = ...,
+        running_calls: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_batch_size", b"decode_batch_size", "documents", b"documents", "draining", b"draining", "running_requests", b"running_requests", "total_page_bytes", b"total_page_bytes", "used_page_bytes", b"used_page_bytes", "waiting_requests", b"waiting_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_batch_size", b"decode_batch_size", "document_bytes", b"document_bytes", "documents", b"documents", "draining", b"draining", "running_calls", b"running_calls", "running_requests", b"running_requests", "store_quota_bytes", b"store_quota_bytes", "stored_bytes", b"stored_bytes", "stored_documents", b"stored_documents", "total_page_bytes", b"total_page_bytes", "unstored_documents", b"unstored_documents", "used_page_bytes", b"used_page_bytes", "waiting_requests", b"waiting_requests", "weights_bytes", b"weights_bytes", "workspace_bytes", b"workspace_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

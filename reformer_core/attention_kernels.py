@@ -1,0 +1,69 @@
+"""torch's fused attention with an additive mask, by device: forward with its log-sum-exp, and backward.
+
+Shapes: N sequences, c chunks, L queries a chunk, W keys that they see, D head size.
+"""
+
+import torch
+from torch import nn
+
+_on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_on_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_on_gpu = torch.ops.aten._scaled_dot_product_efficient_attention
+_on_gpu_backward = torch.ops.aten._scaled_dot_product_efficient_attention_backward
+
+GPU_ALIGNMENT = 8  # of a window and of a head, in numbers
+GPU_QUERIES = 32  # the GPU's kernel keeps log-sum-exps for a multiple of so many queries
+
+
+def has_fused(query: torch.Tensor, window: int) -> bool:
+    """Whether there is a kernel for queries [..., L, D] that see so many keys."""
+    if query.device.type == "cpu":
+        return True
+    aligned = window % GPU_ALIGNMENT == 0 and query.shape[-1] % GPU_ALIGNMENT == 0
+    return query.device.type == "cuda" and query.dtype != torch.float64 and aligned
+
+
+def fused(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of each chunk's queries to its window.
+
+    Args:
+        query: [N, c, L, D].
+        key, value: [N, c, W, D], the keys scaled already; windows may overlap in memory.
+        mask: what is added to the logits, [N or 1, c, L, W].
+
+    Returns:
+        out [N, c, L, D] and the log-sum-exp of the logits, float32 [N, c, L].
+    """
+    if query.device.type == "cpu":
+        out, log_sum_exp = _on_cpu(query, key, value, attn_mask=mask, scale=1.0)
+        return out, log_sum_exp
+    mask = mask.expand(len(query), -1, -1, -1)
+    out, log_sum_exp, _, _ = _on_gpu(query, key, value, mask, compute_log_sumexp=True, scale=1.0)
+    return out, log_sum_exp[..., : query.shape[-2]]
+
+
+def fused_backward(
+    grad_out: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    out: torch.Tensor,
+    log_sum_exp: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of query, key and value, in their shapes, from the `out` and `log_sum_exp` that the weights have."""
+    if query.device.type == "cpu":
+        grads = _on_cpu_backward(grad_out, query, key, value, out, log_sum_exp, 0.0, False, attn_mask=mask, scale=1.0)
+    else:
+        mask = mask.expand(len(query), -1, -1, -1)
+        out = out.transpose(1, 2).contiguous().transpose(1, 2)  # the layout in which the forward kernel leaves it
+        log_sum_exp = nn.functional.pad(log_sum_exp, (0, -query.shape[-2] % GPU_QUERIES), value=torch.inf)
+        no_dropout = torch.empty(0, dtype=torch.long, device=query.device)  # the state of its random numbers
+        *grads, _ = _on_gpu_backward(
+            grad_out, query, key, value, mask, out, log_sum_exp, no_dropout, no_dropout, 0.0,
+            [True, True, True, False], scale=1.0,
+        )  # fmt: skip
+    grad_query, grad_key, grad_value = grads
+    return grad_query, grad_key, grad_value
