@@ -1,7 +1,7 @@
 """AdminService: draining, and all tenants' documents."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from reformer.v1 import admin_pb2 as pb
 from reformer.v1.admin_pb2_grpc import AdminServiceServicer
@@ -16,13 +16,11 @@ from reformer_server.paging import page
 class AdminService(AdminServiceServicer):
     """One method an RPC. Who may call them is decided before: `administration.py`."""
 
-    def __init__(
-        self, documents: DocumentRegistry, cache: DocumentCache, take_nothing_new: Callable[[], Awaitable[None]]
-    ) -> None:
-        self._documents, self._cache, self._take_nothing_new = documents, cache, take_nothing_new
+    def __init__(self, documents: DocumentRegistry, cache: DocumentCache, begin_to_drain: Callable[[], object]) -> None:
+        self._documents, self._cache, self._begin_to_drain = documents, cache, begin_to_drain
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
-        await self._take_nothing_new()
+        self._begin_to_drain()
         return pb.DrainResponse()
 
     async def ListAllDocuments(

@@ -18,6 +18,8 @@ from reformer_server.status import pushback, reason_of, row_of, to_status
 
 ALWAYS_ADMITTED = ("ModelService/GetLoad", ADMIN_METHODS)  # draining is begun and watched by them
 
+CREATES_DOCUMENT = "DocumentService/CreateDocument"
+
 logger = logging.getLogger(__name__)
 
 
@@ -79,7 +81,10 @@ class Admission:
     """Lets calls in until the server drains, and tells when the last one is out. Some it neither bars nor counts."""
 
     def __init__(self) -> None:
-        self.draining = False
+        self.takes_documents = True
+        """Else the server drains, and calls that make a document are barred."""
+        self.takes_calls = True
+        """Else all are."""
         self.inside = 0
         """Calls under way."""
         self._empty = asyncio.Event()
@@ -91,7 +96,7 @@ class Admission:
         if call.method.startswith(ALWAYS_ADMITTED):
             yield
             return
-        if self.draining:
+        if not (self.takes_documents if call.method == CREATES_DOCUMENT else self.takes_calls):
             raise DrainingError
         self.inside += 1
         self._empty.clear()

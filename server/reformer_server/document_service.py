@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
@@ -40,7 +40,9 @@ class DocumentService(DocumentServiceServicer):
         uploads: Uploads,
         prefills: Prefills,
         metrics: Metrics,
+        before_told: Callable[[Entry], Awaitable[None]],
     ) -> None:
+        """`before_told` is awaited before a client is told of a new document."""
         self._settings = settings
         self._model = model
         self._engine = engine
@@ -49,6 +51,7 @@ class DocumentService(DocumentServiceServicer):
         self._uploads = uploads
         self._prefills = prefills
         self._metrics = metrics
+        self._before_told = before_told
 
     async def CreateDocument(
         self, request_iterator: AsyncIterator[pb.CreateDocumentRequest], context: Context
@@ -63,10 +66,11 @@ class DocumentService(DocumentServiceServicer):
         announced = validation.content_header(header, name, self._settings, self._model)
         there = await self._documents.check(announced)
         if there is not None and announced.sha256 is not None and _serves(there, header):
-            # Taken before the next await: after it, the document may be gone.
-            answer = self._reused(self._documents.prolong(there, lease))
+            # Prolonged before the next await: after it, the document may be gone.
+            entry = self._documents.prolong(there, lease)
             yield _accepted(name, there.content_bytes)
-            yield answer
+            await self._before_told(entry)
+            yield self._reused(entry)
             return
         tenant = tenants.current()
         self._documents.check_limits(name, tenant.limits)
@@ -80,7 +84,8 @@ class DocumentService(DocumentServiceServicer):
             cached = self._cache.get(content.key, with_scores=header.keep_scores)
             if cached is not None:
                 self._metrics.lookups.labels("hit").inc()
-                answer = self._reused(self._documents.add(name, upload.nbytes, cached, lease))
+                entry = self._documents.add(name, upload.nbytes, cached, lease)
+                answer = partial(self._reused, entry)
             else:
                 upload.state = "prefilling"
                 check = partial(self._check_document, name, tenant.limits, content.key, deadline)
@@ -90,10 +95,11 @@ class DocumentService(DocumentServiceServicer):
                     with forgetting_bad_content(upload):
                         reading = await work.result()
                     entry = self._documents.add(name, upload.nbytes, reading.cached, lease)
+                    answer = partial(_created, entry, restored=reading.restored)
                 self._metrics.lookups.labels("restored" if reading.restored else "miss").inc()
-                answer = pb.CreateDocumentResponse(document=convert.document(entry, cached=reading.restored))
             upload.forget()
-        yield answer
+        await self._before_told(entry)
+        yield answer()
 
     async def GetDocument(self, request: pb.GetDocumentRequest, context: Context) -> pb.GetDocumentResponse:
         entry = await self._documents.get(validation.document_name(request, context))
@@ -154,6 +160,10 @@ class DocumentService(DocumentServiceServicer):
         call_facts.current().cached_tokens = entry.tokens
         self._metrics.prefill_tokens.labels("cached").inc(entry.tokens)
         return pb.CreateDocumentResponse(document=convert.document(entry, cached=True))
+
+
+def _created(entry: Entry, *, restored: bool) -> pb.CreateDocumentResponse:
+    return pb.CreateDocumentResponse(document=convert.document(entry, cached=restored))
 
 
 def _by_age(entry: Entry) -> tuple[float, str]:

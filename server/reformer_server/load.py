@@ -34,7 +34,7 @@ class Load:
             documents=load.documents,
             used_page_bytes=load.used_page_bytes,
             total_page_bytes=load.total_page_bytes,
-            draining=self._admission.draining,
+            draining=not self._admission.takes_documents,
             weights_bytes=load.weights_bytes,
             workspace_bytes=load.workspace_bytes,
             document_bytes=self._cache.nbytes,

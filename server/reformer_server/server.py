@@ -27,7 +27,7 @@ from reformer_server.content import Encoder
 from reformer_server.document_service import DocumentService
 from reformer_server.documents import DocumentRegistry
 from reformer_server.engine_thread import EngineThread
-from reformer_server.errors import DrainingError, EngineStoppedError
+from reformer_server.errors import EngineStoppedError
 from reformer_server.gauges import gauges_of
 from reformer_server.health import Health
 from reformer_server.inference_service import InferenceService
@@ -39,6 +39,7 @@ from reformer_server.quotas import Quotas
 from reformer_server.restores import Restores
 from reformer_server.served_model import ServedModel
 from reformer_server.settings import Settings
+from reformer_server.stopping import Stopping
 from reformer_server.unknown_methods import grpc_server
 from reformer_server.uploads import Uploads
 from reformer_server.version import VERSION
@@ -105,6 +106,9 @@ class Server:
         self._quotas = Quotas()
         self._health = Health(SERVICES, self._computes)
         self.metrics.serving.set_function(lambda: float(self._health.ready))
+        self._stopping = Stopping(
+            self.engine, self._admission, self._health, self.write_behind, lambda: self.settings.drain_grace_seconds
+        )
         chain = (
             *links,
             logged,
@@ -120,21 +124,23 @@ class Server:
         self._background: list[asyncio.Task[None]] = []
         self._told_to_stop = asyncio.Event()
         self._deaf: asyncio.Task[object] | None = None
-        self._hurry = asyncio.Event()
 
     def _add_services(self) -> None:
         settings, model, engine, encoder = self.settings, self.model, self.engine, self._encoder
         documents, cache, uploads, metrics = self.documents, self.cache, self.uploads, self.metrics
         prefills = Prefills(model, engine, encoder, cache, self.archive, self.restores, metrics, self._quotas)
         add_DocumentServiceServicer_to_server(
-            DocumentService(settings, model, engine, documents, cache, uploads, prefills, metrics), self._grpc
+            DocumentService(
+                settings, model, engine, documents, cache, uploads, prefills, metrics, self._stopping.before_told
+            ),
+            self._grpc,
         )
         add_InferenceServiceServicer_to_server(
             InferenceService(settings, model, engine, encoder, documents, uploads, metrics, self._quotas), self._grpc
         )
         load = Load(settings, engine, cache, self.archive, self._admission, self.write_behind)
         add_ModelServiceServicer_to_server(ModelService(settings, model, encoder, load), self._grpc)
-        add_AdminServiceServicer_to_server(AdminService(documents, cache, self.take_nothing_new), self._grpc)
+        add_AdminServiceServicer_to_server(AdminService(documents, cache, self._stopping.begin), self._grpc)
         self._health.add_to(self._grpc)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._grpc)
 
@@ -156,14 +162,11 @@ class Server:
         await self._health.look()
         self._background.append(asyncio.create_task(self._health.watch()))
 
-    async def take_nothing_new(self) -> None:
-        """From now on: NOT_SERVING, and new calls are refused. Those that run go on. There is no way back."""
-        await self._health.drain()
-        self._admission.draining = True
-
     def tell_to_stop(self) -> None:
         """Ends `until_stopped`; a second time, ends the grace period too."""
-        (self._hurry if self._told_to_stop.is_set() else self._told_to_stop).set()
+        if self._told_to_stop.is_set():
+            self._stopping.hurry()
+        self._told_to_stop.set()
 
     async def until_stopped(self) -> None:
         """Returns when it is told to stop. Raises EngineStoppedError if the engine dies first, and what ended gRPC."""
@@ -181,8 +184,7 @@ class Server:
 
     async def stop(self) -> None:
         """In order: admit nothing new, let calls finish within the grace period, end the rest, then the parts."""
-        await self.take_nothing_new()
-        await self._drain()
+        await self._stopping.until_idle()
         await self._grpc.stop(STOP_SECONDS)
         for task in self._background:
             task.cancel()
@@ -193,25 +195,6 @@ class Server:
         self._encoder.close()
         if self._metrics_port is not None:
             await self._metrics_port.stop()
-
-    async def _drain(self) -> None:
-        drained = asyncio.create_task(self._finish())
-        hurried = asyncio.create_task(self._hurry.wait())
-        died = asyncio.create_task(self.engine.ended.wait())
-        await asyncio.wait(
-            {drained, hurried, died}, timeout=self.settings.drain_grace_seconds, return_when=asyncio.FIRST_COMPLETED
-        )
-        if not drained.done():
-            logger.warning("ending the calls that are still running")
-            self.engine.post(lambda engine: engine.fail_all(DrainingError()))
-        for task in (drained, hurried, died):
-            task.cancel()
-
-    async def _finish(self) -> None:
-        """Waits for the calls that run, and for what the store doesn't have yet."""
-        await self._admission.until_empty()
-        if self.write_behind is not None:
-            await self.write_behind.drain()
 
     def _free(self, cached: CachedDocument) -> None:
         self.engine.post(lambda engine: cached.document.close())

@@ -71,6 +71,11 @@ class WriteBehind:
         while self._tasks:
             await asyncio.wait(self._tasks.values())
 
+    async def until_written(self, entry: Entry) -> None:
+        """Returns when the store has this one, or won't have it."""
+        if (task := self._tasks.get(entry)) is not None:
+            await asyncio.wait({task})
+
     def stop(self) -> int:
         """Gives up, and returns how many documents the store won't have."""
         for task in self._tasks.values():

@@ -54,8 +54,9 @@ class AdminServiceServicer:
     """
 
     def Drain(self, request, context):
-        """Takes no new calls from now on, finishes those that run, and says NOT_SERVING. The process goes
-        on until it is told to end; there is no way back. Idempotent. GetLoad says how far it is.
+        """Takes no new documents from now on; once the store has those that clients know of, no new calls
+        either, and says NOT_SERVING. Finishes what runs. The process goes on until it is told to end;
+        there is no way back. Idempotent. GetLoad says how far it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,8 +36,9 @@ class AdminServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     Drain: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]
-    """Takes no new calls from now on, finishes those that run, and says NOT_SERVING. The process goes
-    on until it is told to end; there is no way back. Idempotent. GetLoad says how far it is.
+    """Takes no new documents from now on; once the store has those that clients know of, no new calls
+    either, and says NOT_SERVING. Finishes what runs. The process goes on until it is told to end;
+    there is no way back. Idempotent. GetLoad says how far it is.
     """
     ListAllDocuments: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAllDocumentsRequest, _admin_pb2.ListAllDocumentsResponse]
     """The documents of all tenants, the largest first: those of this server, and those in its store as
@@ -52,8 +53,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Drain: _aio.UnaryUnaryMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]  # type: ignore[assignment]
-    """Takes no new calls from now on, finishes those that run, and says NOT_SERVING. The process goes
-    on until it is told to end; there is no way back. Idempotent. GetLoad says how far it is.
+    """Takes no new documents from now on; once the store has those that clients know of, no new calls
+    either, and says NOT_SERVING. Finishes what runs. The process goes on until it is told to end;
+    there is no way back. Idempotent. GetLoad says how far it is.
     """
     ListAllDocuments: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAllDocumentsRequest, _admin_pb2.ListAllDocumentsResponse]  # type: ignore[assignment]
     """The documents of all tenants, the largest first: those of this server, and those in its store as
@@ -71,8 +73,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.DrainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.DrainResponse, _abc.Awaitable[_admin_pb2.DrainResponse]]:
-        """Takes no new calls from now on, finishes those that run, and says NOT_SERVING. The process goes
-        on until it is told to end; there is no way back. Idempotent. GetLoad says how far it is.
+        """Takes no new documents from now on; once the store has those that clients know of, no new calls
+        either, and says NOT_SERVING. Finishes what runs. The process goes on until it is told to end;
+        there is no way back. Idempotent. GetLoad says how far it is.
         """
 
     @_abc_1.abstractmethod
