@@ -169,7 +169,7 @@ class StoreArchive(Archive):
         async def keep() -> None:
             written = None
             if not entry.stored:
-                await self._check_free(entry)
+                await self._join(entry)
             while wanted() and written != entry.expire_time:  # a lease can be prolonged meanwhile
                 written = entry.expire_time
                 await self.run(partial(self._store.keep, self.record_of(entry)))
@@ -178,8 +178,11 @@ class StoreArchive(Archive):
 
         await self._in_turn(entry.name, keep)
 
-    async def _check_free(self, entry: "Entry") -> None:
-        """Replicas that write at the same moment both get through; they agree as soon as they look again."""
+    async def _join(self, entry: "Entry") -> None:
+        """Takes over what another replica has been asked for under this id. Raises DocumentExistsError.
+
+        Replicas that write at the same moment both get through; they agree as soon as they look again.
+        """
         try:
             there = await self.run(lambda: self._store.record(*entry.name))
         except StoredDocumentDamagedError:
@@ -188,6 +191,10 @@ class StoreArchive(Archive):
             return
         if self.key_of(there) != entry.key:
             raise DocumentExistsError(entry.name.document_id)
+        if there.create_time != entry.create_time:  # else it is our own, whose lease may have been shortened since
+            entry.create_time = there.create_time
+            entry.expire_time = max(entry.expire_time, there.expire_time)
+            entry.has_scores = entry.has_scores or there.has_scores
 
     async def forget(self, name: DocumentName) -> None:
         async def forget() -> None:
