@@ -216,7 +216,7 @@ class DocumentRegistry:
     def _with(self, records: Iterable[DocumentRecord], here: Iterable[Entry]) -> list[Entry]:
         """What of these records can be used, and what is here."""
         ours = (each for each in records if self._archive.is_ours(each) and each.expire_time > self._clock())
-        entries = {entry.name: entry for entry in map(self._entry_of, ours)}
+        entries = {entry.name: entry for entry in map(self._archive.entry_of, ours)}
         entries |= {entry.name: entry for entry in here}
         return sorted(entries.values(), key=lambda entry: (entry.create_time, entry.name))
 
@@ -287,24 +287,10 @@ class DocumentRegistry:
             if record.expire_time <= self._clock():
                 self._remember_expired(name)
                 return None
-            entry = self._entry_of(record)
+            entry = self._archive.entry_of(record)
             self._enter(entry)
         entry.expire_time, entry.checked = record.expire_time, time.monotonic()
         return entry
-
-    def _entry_of(self, record: DocumentRecord) -> Entry:
-        return Entry(
-            DocumentName(record.identity.tenant, record.document_id),
-            self._archive.key_of(record),
-            record.content_bytes,
-            tokens=record.tokens,
-            memory_bytes=record.memory_bytes,
-            has_scores=record.has_scores,
-            notes=record.notes,
-            create_time=record.create_time,
-            expire_time=record.expire_time,
-            stored=True,
-        )
 
     def _enter(self, entry: Entry) -> None:
         self._cache.name(entry.key)
