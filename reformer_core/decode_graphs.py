@@ -6,6 +6,7 @@ isn't padded, for the rows after it are other sessions'. On a CPU the step simpl
 """
 
 import logging
+from collections import Counter
 
 import torch
 
@@ -26,6 +27,7 @@ class DecodeSteps:
         self._token_ids = torch.zeros(table.sessions, dtype=torch.long, device=model.device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._use_graphs = model.device.type == "cuda"
+        self._steps_without: Counter[int] = Counter()  # steps of a batch size that has no graph yet
 
     def tail_capacity(self, tokens: int) -> int:
         """Places of tails to look at, if the longest has so many tokens.
@@ -44,7 +46,9 @@ class DecodeSteps:
             return
         self._run(batch, tail_capacity)
         if self._use_graphs:
-            self._record(batch, tail_capacity)
+            self._steps_without[batch] += 1
+            if self._steps_without[batch].bit_count() == 1:  # 1, 2, 4, …: memory may be short for long
+                self._record(batch, tail_capacity)
 
     def _run(self, batch: int, tail_capacity: int) -> None:
         decode_step(self._model, self._table, self._token_ids[:batch], tail_capacity)
@@ -60,7 +64,8 @@ class DecodeSteps:
                 self._run(batch, tail_capacity)
         except RuntimeError as error:  # slower without, but not wrong
             if lacks_memory(error):
-                logger.warning("no memory to record a decode step of %d sessions; the next one tries again", batch)
+                if self._steps_without[batch] == 1:
+                    logger.warning("no memory to record a decode step of %d sessions; later ones try again", batch)
                 return
             logger.exception("a decode step of %d sessions can't be recorded; steps run without graphs now", batch)
             self._use_graphs = False

@@ -78,11 +78,18 @@ class DeadlineExceededError(ReformerError):
     """The request's deadline passed before it was finished."""
 
 
+# How torch's CPU allocator says it, and how CUDA does where it is asked by others than torch's allocator.
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory")
+
+
 def lacks_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: Python's, torch's on a GPU, or torch's on a CPU, for which it has no class."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether an allocation failed: Python's, or torch's, which doesn't have a class of its own for all of them."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in _NO_MEMORY)
 
 
 def device_is_lost(error: BaseException) -> bool:
-    """Whether the device is of no use to this process any more: after an error of CUDA's, whatever comes next fails."""
-    return isinstance(error, torch.AcceleratorError)
+    """Whether the device is of no use to this process any more.
+
+    After an error of CUDA's, whatever comes next fails, but after a lack of memory.
+    """
+    return isinstance(error, torch.AcceleratorError) and not lacks_memory(error)

@@ -47,7 +47,7 @@ class RetryPolicy:
     def wait_seconds(self, failures: int, error: ReformerError) -> float:
         """How long to wait after the `failures`-th failure in a row."""
         bound = min(self.max_backoff_seconds, self.initial_backoff_seconds * self.multiplier ** (failures - 1))
-        return (error.retry_after_seconds or 0.0) + _random.uniform(0, bound)
+        return max(error.retry_after_seconds or 0.0, 0.0) + _random.uniform(0, bound)
 
 
 class Attempts:

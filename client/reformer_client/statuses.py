@@ -1,14 +1,27 @@
 """The typed error of a call that failed, from what gRPC says about it."""
 
+from collections.abc import Mapping
+from contextlib import suppress
+
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 from reformer_client.errors import ERROR_CLASSES, ReformerError, UnavailableError
 
 _DETAILS_KEY = "grpc-status-details-bin"
 _REQUEST_ID_KEY = "x-request-id"
+_KINDS: Mapping[str, type[Message]] = {
+    kind.DESCRIPTOR.full_name: kind
+    for kind in (
+        error_details_pb2.BadRequest,
+        error_details_pb2.ErrorInfo,
+        error_details_pb2.PreconditionFailure,
+        error_details_pb2.QuotaFailure,
+        error_details_pb2.RetryInfo,
+    )
+}
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError, request_id: str) -> ReformerError:
@@ -37,16 +50,16 @@ def _was_cut(error: grpc.aio.AioRpcError) -> bool:
 
 
 def _unpack(encoded: str | bytes) -> list[Message]:
-    """The details of an encoded `google.rpc.Status`, less those of unknown kinds."""
-    status = status_pb2.Status.FromString(encoded if isinstance(encoded, bytes) else encoded.encode())
-    kinds: dict[str, type[Message]] = {
-        kind.DESCRIPTOR.full_name: kind
-        for kind in (
-            error_details_pb2.BadRequest,
-            error_details_pb2.ErrorInfo,
-            error_details_pb2.PreconditionFailure,
-            error_details_pb2.QuotaFailure,
-            error_details_pb2.RetryInfo,
-        )
-    }
-    return [kinds[any_.TypeName()].FromString(any_.value) for any_ in status.details if any_.TypeName() in kinds]
+    """The details of an encoded `google.rpc.Status`, less those of unknown kinds, and what can't be read.
+
+    A proxy may have written them, or damaged them; the status counts without them as well.
+    """
+    status = status_pb2.Status()
+    with suppress(DecodeError):
+        status.ParseFromString(encoded if isinstance(encoded, bytes) else encoded.encode())
+    found: list[Message] = []
+    for packed in status.details:
+        if (kind := _KINDS.get(packed.TypeName())) is not None:
+            with suppress(DecodeError):
+                found.append(kind.FromString(packed.value))
+    return found

@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING
 
 from reformer_core import Engine
 from reformer_core.errors import OutOfMemoryError, TooManyTokensError
-from reformer_server.archive import Archive, StoreArchive
+from reformer_server.archive import Archive
 from reformer_server.errors import StoreUnavailableError
 from reformer_server.metrics import Metrics
 from reformer_server.served_model import ServedModel
 from reformer_server.settings import Settings, SettingsError
 from reformer_server.store.document_store import DocumentStore
+from reformer_server.store_archive import StoreArchive
 
 if TYPE_CHECKING:
     from reformer_server.tracing import Traces

@@ -68,6 +68,9 @@ async def _serve(settings: Settings, reload: Callable[[], Settings] | None, *, a
     for number in (signal.SIGTERM, signal.SIGINT):
         # There is nothing to drain yet. A container's first process would ignore what it has no handler for.
         loop.add_signal_handler(number, os._exit, 0)
+    told_to_reload = asyncio.Event()
+    if reload is not None:
+        loop.add_signal_handler(signal.SIGHUP, told_to_reload.set)  # else it would end the process
     traces = open_traces(settings)
     links = () if traces is None else (traces.link,)
     server = Server(settings, await asyncio.to_thread(load_served_model, settings), access=access, links=links)
@@ -80,6 +83,8 @@ async def _serve(settings: Settings, reload: Callable[[], Settings] | None, *, a
 
     if reload is not None:
         loop.add_signal_handler(signal.SIGHUP, read_settings_again)
+    if told_to_reload.is_set():
+        read_settings_again()
     try:
         await server.start()
         # What is here now stays; to look it through, each full collection would stop all streams for 0.3 s.

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
+from reformer_server import document_limits
 from reformer_server.archive import Archive
 from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.content import ContentKey, DocumentName
@@ -17,7 +18,6 @@ from reformer_server.errors import (
     OtherModelError,
     StoredDocumentDamagedError,
     StoreUnavailableError,
-    TenantQuotaError,
 )
 from reformer_server.leases import seconds_until_one_ends
 from reformer_server.metrics import Metrics
@@ -89,24 +89,7 @@ class DocumentRegistry:
         Args:
             key: its content, which counts only once; None: not known yet, and neither is memory_bytes.
         """
-        if limits.documents is None and limits.document_bytes is None:
-            return
-        known = [each for each in self._archive.known(name.tenant) if each.expire_time > self._clock()]
-        documents = {record.document_id: record.identity for record in known}
-        sizes = {record.identity: record.memory_bytes for record in known}
-        for entry in self._entries.values():
-            if entry.name.tenant == name.tenant:
-                content = self._archive.identity(entry.key)
-                documents[entry.name.document_id] = content
-                sizes[content] = entry.memory_bytes
-        others = documents.keys() - {name.document_id}
-        if limits.documents is not None and len(others) >= limits.documents:
-            raise TenantQuotaError("documents", len(others) + 1, limits.documents)
-        held = sum(sizes[content] for content in {documents[other] for other in others})
-        if key is not None and self._archive.identity(key) in sizes:
-            memory_bytes = 0
-        if limits.document_bytes is not None and held + memory_bytes > limits.document_bytes:
-            raise TenantQuotaError("document bytes", held + memory_bytes, limits.document_bytes)
+        document_limits.check(name, limits, self._archive, self._entries.values(), self._clock(), key, memory_bytes)
 
     def add(self, name: DocumentName, content_bytes: int, cached: CachedDocument, lease_seconds: float) -> Entry:
         """Puts a document under an id; the same content again only prolongs the lease. Raises DocumentExistsError."""
@@ -216,7 +199,7 @@ class DocumentRegistry:
     def _with(self, records: Iterable[DocumentRecord], here: Iterable[Entry]) -> list[Entry]:
         """What of these records can be used, and what is here."""
         ours = (each for each in records if self._archive.is_ours(each) and each.expire_time > self._clock())
-        entries = {entry.name: entry for entry in map(self._entry_of, ours)}
+        entries = {entry.name: entry for entry in map(self._archive.entry_of, ours)}
         entries |= {entry.name: entry for entry in here}
         return sorted(entries.values(), key=lambda entry: (entry.create_time, entry.name))
 
@@ -287,24 +270,10 @@ class DocumentRegistry:
             if record.expire_time <= self._clock():
                 self._remember_expired(name)
                 return None
-            entry = self._entry_of(record)
+            entry = self._archive.entry_of(record)
             self._enter(entry)
         entry.expire_time, entry.checked = record.expire_time, time.monotonic()
         return entry
-
-    def _entry_of(self, record: DocumentRecord) -> Entry:
-        return Entry(
-            DocumentName(record.identity.tenant, record.document_id),
-            self._archive.key_of(record),
-            record.content_bytes,
-            tokens=record.tokens,
-            memory_bytes=record.memory_bytes,
-            has_scores=record.has_scores,
-            notes=record.notes,
-            create_time=record.create_time,
-            expire_time=record.expire_time,
-            stored=True,
-        )
 
     def _enter(self, entry: Entry) -> None:
         self._cache.name(entry.key)

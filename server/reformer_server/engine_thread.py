@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from reformer_core import Engine, EngineLoad, Request
-from reformer_core.errors import OutOfMemoryError, QueueFullError
+from reformer_core.errors import OutOfMemoryError, QueueFullError, device_is_lost
 from reformer_core.waiting import may_wait
 from reformer_server.call_facts import Reading
 from reformer_server.errors import EngineStoppedError
@@ -115,7 +115,10 @@ class EngineThread:
             self.post(partial(self._cancel, stream, time.monotonic()))
 
     async def call(self, command: Callable[[Engine], T]) -> T:
-        """Runs `command` on the engine's thread; returns or raises what it did, or raises EngineStoppedError."""
+        """Runs `command` on the engine's thread; returns or raises what it did, or raises EngineStoppedError.
+
+        If it finds that the device is lost, the engine ends.
+        """
         if self.ended.is_set():
             raise EngineStoppedError
         answer: asyncio.Future[T] = self._loop.create_future()
@@ -205,8 +208,10 @@ def _run_and_answer(
 ) -> None:
     try:
         result = command(engine)
-    except Exception as error:  # noqa: BLE001 -- the caller gets it
+    except Exception as error:
         hand_over(partial(_fail, answer, error))
+        if device_is_lost(error):
+            raise
     else:
         hand_over(partial(_settle, answer, result))
 

@@ -42,11 +42,15 @@ def set_level(level: str) -> None:
 
 
 class HumanFormatter(logging.Formatter):
-    """The message, and behind it, as `name=value`, the fields that it doesn't tell."""
+    """The message on one line, and behind it, as `name=value`, the fields that it doesn't tell.
+
+    What isn't printable is escaped: nothing that came from elsewhere can forge a line, or command the terminal.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         fields = {name: value for name, value in getattr(record, FIELDS, {}).items() if name not in IN_THE_MESSAGE}
-        return " ".join([super().formatMessage(record), *(f"{name}={value}" for name, value in fields.items())])
+        line = " ".join([super().formatMessage(record), *(f"{name}={value}" for name, value in fields.items())])
+        return "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
 
 
 class JsonFormatter(logging.Formatter):
@@ -64,7 +68,9 @@ class JsonFormatter(logging.Formatter):
         line |= getattr(record, FIELDS, {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json.dumps(
+            line, default=str
+        )  # in ASCII, which is the same in every locale, and in no terminal a command
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException | None, traceback: Any) -> None:

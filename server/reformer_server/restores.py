@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import torch
 
-from reformer_server.archive import PATIENCE_SECONDS, Archive, StoreArchive
+from reformer_server.archive import PATIENCE_SECONDS, Archive
 from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.content import ContentKey
 from reformer_server.document_requests import obtain_document
@@ -17,6 +17,7 @@ from reformer_server.joint import JointWork, Report, Work
 from reformer_server.metrics import Metrics
 from reformer_server.served_model import ServedModel
 from reformer_server.store.data import DataReader
+from reformer_server.store_archive import StoreArchive
 
 MOST_SLICES = 4  # that have arrived and wait for the engine: 32 MiB
 

@@ -18,7 +18,6 @@ from reformer_core import Engine, SamplingParams
 from reformer_server import building
 from reformer_server.access import Access
 from reformer_server.admin_service import AdminService
-from reformer_server.archive import StoreArchive
 from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.calls import Around, CallInterceptor
 from reformer_server.chain import Admission, counting, errors_to_status, logged
@@ -40,6 +39,7 @@ from reformer_server.restores import Restores
 from reformer_server.served_model import ServedModel
 from reformer_server.settings import Settings
 from reformer_server.stopping import Stopping
+from reformer_server.store_archive import StoreArchive
 from reformer_server.unknown_methods import grpc_server
 from reformer_server.uploads import Uploads
 from reformer_server.version import VERSION

@@ -209,7 +209,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def _from_file(file: Path) -> dict[str, Any]:
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: tables in tables in tables
         raise SettingsError(f"{file}: {error}") from None
     names = {key: name for name, key in KEYS.items()}
     unknown = [key for key in table if key not in names]

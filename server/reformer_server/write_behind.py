@@ -9,7 +9,6 @@ from weakref import WeakValueDictionary
 import torch
 
 from reformer_core import Document, Engine
-from reformer_server.archive import StoreArchive
 from reformer_server.cache import CachedDocument, DocumentCache
 from reformer_server.content import ContentKey
 from reformer_server.engine_thread import EngineThread
@@ -22,6 +21,7 @@ from reformer_server.errors import (
 )
 from reformer_server.metrics import Metrics
 from reformer_server.store.data import Shape
+from reformer_server.store_archive import StoreArchive
 
 CONTENTS_AT_A_TIME = 2
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0

@@ -141,6 +141,8 @@ def test_waits_grow_up_to_the_bound_and_honour_the_server() -> None:
         assert 0.9 * bound < max(waits) <= bound
     told = UnavailableError("away", details=[RetryInfo(retry_delay=Duration(seconds=7))])
     assert 7 <= policy.wait_seconds(1, told) <= 8
+    nonsense = UnavailableError("away", details=[RetryInfo(retry_delay=Duration(seconds=-7))])
+    assert 0 <= policy.wait_seconds(1, nonsense) <= 1
 
 
 @pytest.mark.parametrize(

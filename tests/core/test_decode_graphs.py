@@ -111,7 +111,21 @@ def test_without_memory_to_record_it_is_tried_again(recorder: Recorder, caplog: 
         recorder.fails = None
         logits_after(steps, session, [2, 3])
     assert recorder.log == ["run", "record in None", "run", "record in None", "replay"]
-    assert "the next one tries again" in caplog.text
+    [record] = caplog.records
+    assert "no memory to record a decode step of 1 sessions" in record.message
+
+
+def test_a_lack_of_memory_that_lasts_is_told_once(recorder: Recorder, caplog: pytest.LogCaptureFixture) -> None:
+    """And not for each token; nor does each token pay for an attempt."""
+    model = tiny_model()
+    recorder.fails = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+    with open_session(model, random_tokens(model, 20)) as session:
+        steps = DecodeSteps(model, session.table)
+        steps._use_graphs = True
+        logits_after(steps, session, [1] * 12)
+    assert len(caplog.records) == 1
+    assert recorder.log.count("run") == 12
+    assert recorder.log.count("record in None") == 4, "after 1, 2, 4, 8 steps"
 
 
 def test_graphs_look_at_whole_tails() -> None:

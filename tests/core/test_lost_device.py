@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from reformer_core import Engine, Request, SamplingParams
+from reformer_core.errors import OutOfMemoryError
 from tests.core.engines import Reader, run_until, text_model, tiny_engine
 from tests.core.tiny import random_tokens
 
@@ -34,3 +35,23 @@ def test_the_engine_stops(monkeypatch: pytest.MonkeyPatch, what: str, place: str
     with pytest.raises(torch.AcceleratorError, match="device-side assert"):
         run_until(engine, lambda: False)
     assert isinstance(reader.error, torch.AcceleratorError), "its reader gets it before"
+
+
+@pytest.mark.parametrize(
+    ("what", "place"), [("prefill", "lsh_pass.attend_slots"), ("generate", "decode_graphs.decode_step")]
+)
+def test_memory_that_cuda_itself_lacks_loses_nothing(monkeypatch: pytest.MonkeyPatch, what: str, place: str) -> None:
+    """As for pinned memory, or within a library: it doesn't come from torch's allocator, and has another class."""
+
+    def lacks_memory(*_: Any, **__: Any) -> torch.Tensor:
+        raise torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in ...")
+
+    engine, reader = tiny_engine(text_model()), Reader()
+    submit(engine, what, reader)
+    with monkeypatch.context() as short:
+        short.setattr(f"reformer_core.{place}", lacks_memory)
+        run_until(engine, lambda: reader.over)
+    assert isinstance(reader.error, OutOfMemoryError)
+    submit(engine, what, again := Reader())
+    run_until(engine, lambda: again.over)
+    assert again.reason is not None

@@ -37,6 +37,19 @@ def test_end_of_the_grace_period(serve: Callable[..., ServerProcess]) -> None:
     assert server.process.wait(timeout=30) == 0
 
 
+def test_reload_while_the_model_is_loaded(tmp_path: Path) -> None:
+    """It would end the process, and systemd takes that for a clean end, after which nothing is started anew."""
+    os.mkfifo(tmp_path / "config.json")
+    (tmp_path / "settings.toml").write_text(f"model = '{tmp_path}'\nport = 0\nmetrics-port = 0\n")
+    command = reformer("serve", "--config", tmp_path / "settings.toml")
+    with subprocess.Popen(command) as process, (tmp_path / "config.json").open("w"):
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+
+
 def test_stop_while_the_model_is_loaded(tmp_path: Path) -> None:
     """Not to be waited for, however long that takes: here it never ends."""
     os.mkfifo(tmp_path / "config.json")

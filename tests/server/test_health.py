@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from reformer.v1 import inference_pb2 as pb
 from reformer_server import ServedModel, Server, Settings
+from reformer_server.errors import EngineStoppedError
 from reformer_server.health import LIVENESS, READINESS
 from reformer_server.server import SERVICES
 from tests.server.conftest import Running, running_server
@@ -88,10 +89,10 @@ async def test_alive_but_not_ready_while_it_drains(served_model: ServedModel) ->
 async def test_a_forward_pass_that_fails(
     running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As on a device whose every kernel fails: no request kills the engine, and none would succeed."""
+    """As without memory for it: no request kills the engine, and none would succeed."""
 
     def fails(token_ids: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("CUDA error: unspecified launch failure")
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as broken:
         broken.setattr(running.server.model.model, "forward", fails)
@@ -100,6 +101,18 @@ async def test_a_forward_pass_that_fails(
     [record] = [record for record in caplog.records if record.levelno == logging.ERROR]  # once, not at each look
     assert "NOT ready" in record.message
     assert record.exc_info is not None
+
+
+async def test_a_device_that_is_lost_while_nobody_calls(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not ready, it would get no call that finds out: so looking is what ends the process, to be started anew."""
+
+    def fails(token_ids: torch.Tensor) -> torch.Tensor:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(running.server.model.model, "forward", fails)
+    await until(running.channel, NEITHER)
+    with pytest.raises(EngineStoppedError):
+        await running.server.until_stopped()
 
 
 async def test_a_forward_pass_that_gives_nonsense(

@@ -1,6 +1,7 @@
 """What SIGHUP changes, and what it leaves alone."""
 
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +33,14 @@ def test_what_cannot_be_read_changes_nothing(caplog: pytest.LogCaptureFixture) -
     current = Settings()
     assert read_again(current, load) is current
     assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+def test_a_file_that_cannot_be_parsed_changes_nothing(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    current, file = Settings(), tmp_path / "settings.toml"
+    for content in (b"\xff", b"port = ", b"port = " + b"[" * 10_000):
+        file.write_bytes(content)
+        assert read_again(current, lambda: Settings.load({}, {}, file)) is current
+    file.unlink()
+    assert read_again(current, lambda: Settings.load({}, {}, file)) is current
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 4
+    assert all(str(file) in record.message for record in caplog.records)

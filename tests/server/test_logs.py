@@ -50,6 +50,28 @@ def test_json_is_one_line_whatever_it_says() -> None:
     assert line["exception"].endswith("ValueError: two\nlines")
 
 
+def test_nothing_in_a_line_can_end_it_or_move_a_terminal() -> None:
+    """Whatever reads it: for some, U+2028 ends a line, and U+009B begins a command of a terminal."""
+    said = "a\x1b[2J\x9b2J\x7f\x85\u2028\ud800b"
+    fields = {"request_id": said}
+    text = JsonFormatter().format(record(said, fields))
+    assert text.isascii()
+    assert text.isprintable()
+    assert json.loads(text)["message"] == json.loads(text)["request_id"] == said
+    text = HumanFormatter(HUMAN_FORMAT).format(record(f"two\nlines {said}", fields))
+    assert text.isprintable()
+    assert r"two\nlines a\x1b[2J" in text
+
+
+def test_people_see_tracebacks_as_they_are() -> None:
+    try:
+        raise ValueError("Ä")
+    except ValueError:
+        text = HumanFormatter(HUMAN_FORMAT).format(record("bug: ä", exc_info=sys.exc_info()))
+    assert text.splitlines()[0].endswith("bug: ä")
+    assert text.splitlines()[-1] == "ValueError: Ä"
+
+
 def test_json_names_the_call_in_which_something_is_logged() -> None:
     assert "request_id" not in json.loads(JsonFormatter().format(record("a")))
     with call_facts.entered(CallFacts("S/M", "r-1")):

@@ -20,6 +20,7 @@ from tests.server.test_stored_documents import CONTENTS, data_files, generate, g
 from tests.server.uploading import create_document, seconds
 
 Replicas = tuple[Running, Running]
+WHOLE = document_pb2.ReadDocumentScoresRequest(document_id="a")
 
 
 @pytest.fixture
@@ -98,6 +99,36 @@ async def test_the_one_that_was_stored_stays(replicas: Replicas, monkeypatch: py
         assert (await get(each, "a")).sha256 == hashlib.sha256(CONTENTS[0]).digest()
     with refused(grpc.StatusCode.ALREADY_EXISTS):
         await create_document(two, CONTENTS[1], document_id="a")
+
+
+@pytest.mark.usefixtures("always_fresh")
+async def test_the_same_content_stored_by_both_has_what_either_was_asked_for(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on one server: the longer lease counts, and scores aren't lost."""
+    one, two = replicas
+    kept = await create_document(one, TEXT, document_id="a", lease=seconds(1000), keep_scores=True)
+    await until_stored(one, "a")
+    with monkeypatch.context() as patched:  # the other has looked before that
+        patched.setattr(type(two.server.archive), "record", not_there)
+        await create_document(two, TEXT, document_id="a", lease=seconds(10))
+    await settled(two)
+    for each in replicas:
+        found = await get(each, "a")
+        assert found.has_scores
+        assert found.expire_time.ToMilliseconds() == kept.expire_time.ToMilliseconds()
+    [answer, *_] = [each async for each in two.documents.ReadDocumentScores(WHOLE)]
+    assert answer.scores.logprobs
+
+
+async def test_a_lease_that_is_shortened_while_it_is_stored_stays_short(replicas: Replicas) -> None:
+    one, two = replicas
+    await create_document(one, TEXT, document_id="a", lease=seconds(1000))
+    await until_stored(one, "a")
+    await create_document(one, TEXT, document_id="a", lease=seconds(2000))
+    renewed = await renew(one, "a", 10)
+    await settled(one)
+    assert (await get(two, "a")).expire_time == renewed.expire_time
 
 
 async def not_there(*_: object, **__: object) -> None:

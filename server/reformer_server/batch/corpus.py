@@ -1,8 +1,11 @@
 """The documents to be scored: parquet files below a path or URL, cut into shards."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
+from posixpath import normpath
 from typing import Any
 
 import fsspec
@@ -54,6 +57,18 @@ class Corpus:
             raise CorpusError(f"{url}: {error}") from None
         self._root = root.rstrip("/")
 
+    def check_outside(self, url: str) -> None:
+        """Raises CorpusError if files that are written below this URL would be some of the corpus."""
+        try:
+            fs, path = fsspec.url_to_fs(url)
+        except (ImportError, ValueError, OSError):
+            return  # whoever writes there will say so
+        inside = PurePosixPath(normpath(path))
+        if fs != self._fs or not inside.is_relative_to(normpath(self._root)):
+            return
+        if not _is_hidden(str(inside.relative_to(normpath(self._root)))):
+            raise CorpusError(f"{url}: is within the corpus; name a folder outside of {self.url}")
+
     def files(self, shard_bytes: int) -> Iterator[CorpusFile]:
         """All files, by name, cut into shards of about so many bytes of text. Raises CorpusError."""
         names = self._names()
@@ -83,7 +98,7 @@ class Corpus:
         return table
 
     def _names(self) -> dict[str, str]:
-        """Paths by names; what begins with "_" or "." is none of the data, as everybody has it."""
+        """Paths by names."""
         try:
             if self._fs.isfile(self._root):
                 return {self._root.rpartition("/")[2]: self._root}
@@ -92,17 +107,14 @@ class Corpus:
             found = {path[len(self._root) + 1 :]: path for path in sorted(self._fs.find(self._root))}
         except OSError as error:
             raise CorpusError(f"{self.url}: {error}") from error
-        hidden = ("_", ".")
-        return {
-            name: path
-            for name, path in found.items()
-            if name.endswith(SUFFIX) and not any(part.startswith(hidden) for part in name.split("/"))
-        }
+        return {name: path for name, path in found.items() if name.endswith(SUFFIX) and not _is_hidden(name)}
 
     def _opened(self, path: str) -> "_Opened":
         return _Opened(self._fs, path)
 
     def _check_column(self, name: str, schema: pa.Schema) -> None:
+        if twice := [column for column, count in Counter(schema.names).items() if count > 1]:
+            raise CorpusError(f"{name}: there are two columns {twice[0]!r}; rename one")
         if self.text_column not in schema.names:
             raise CorpusError(
                 f"{name}: there is no column {self.text_column!r}; there are {', '.join(map(repr, schema.names))}"
@@ -131,6 +143,11 @@ class _Opened:
 
     def __exit__(self, *exception: object) -> None:
         self._file.close()
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether it or a folder of it begins with "_" or ".": that is none of the data, as everybody has it."""
+    return any(part.startswith(("_", ".")) for part in name.split("/") if part != ".")
 
 
 def _is_text(kind: pa.DataType) -> bool:

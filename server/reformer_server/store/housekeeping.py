@@ -15,7 +15,8 @@ from reformer_server.store.document_store import CONTENTS, DocumentStore
 from reformer_server.store.manifest import DocumentRecord
 
 GRACE_SECONDS = 60.0
-"""How long a content without an id is left alone: an id for it may be on its way, here or on another replica."""
+"""How long what is of no use is left alone: an id for a content may be on its way, here or on another replica; and a
+lease that has ended here may still run by another replica's clock, and be prolonged there."""
 UNFINISHED_SECONDS = 3600.0
 """The same for files that are being written."""
 
@@ -95,15 +96,15 @@ class Housekeeping:
             self.usage = Usage(nbytes, tuple(records))
 
     def _look(self, now: float) -> tuple[list[Blob], list[DocumentRecord]]:
-        """All blobs, and the ids whose lease runs; the others are dropped."""
+        """All blobs, and the ids whose lease runs; the others are dropped after a while."""
         blobs = self.store.listing()
         self.store.forget_records_but({blob.name for blob in blobs})
         records = []
         for listed in self.store.read_records(blobs):
             record: DocumentRecord | None = listed
-            if listed.expire_time <= now:
+            if now - listed.expire_time >= self.grace_seconds:
                 record = self._unless_ended(listed, now)
-            if record is not None:
+            if record is not None and record.expire_time > now:
                 records.append(record)
         return blobs, records
 

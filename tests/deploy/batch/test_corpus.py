@@ -40,6 +40,24 @@ def test_a_column_with_the_name_of_a_score(job: Job) -> None:
         score_corpus(job)
 
 
+@pytest.mark.parametrize("names", [["text", "text", "n"], ["id", "text", "id"]])
+def test_a_name_that_two_columns_have(job: Job, names: list[str]) -> None:
+    pq.write_table(pq.read_table(job.corpus).rename_columns(names), job.corpus)
+    with pytest.raises(CorpusError, match=rf"in.parquet: there are two columns {names[0]!r}; rename one"):
+        score_corpus(job)
+
+
+def test_a_folder_within_the_corpus(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next run would take the scores for documents."""
+    monkeypatch.setattr(run, "_ray", None)
+    folder = Path(job.corpus).parent
+    for output in (folder, folder / "scores", f"file://{folder}/scores", folder / "x" / ".." / "scores"):
+        with pytest.raises(CorpusError, match=r"is within the corpus; name a folder outside of"):
+            score_corpus(replace(job, corpus=str(folder), output=str(output)))
+    with pytest.raises(TypeError):  # Ray's turn: what begins with "_" is never read
+        score_corpus(replace(job, corpus=str(folder), output=str(folder / "_scores")))
+
+
 TERMS = Terms(
     "text", with_logprobs=False, shard_bytes=1, device="cpu",
     model=ModelIdentity(weights="0" * 64, tokenizer="1" * 64, hashing="2" * 64, pages="float32 256"),

@@ -46,6 +46,21 @@ def test_what_an_id_stands_for_stays(store: DocumentStore, housekeeping: Houseke
     assert store.find(identity()) is not None
 
 
+def test_an_id_whose_lease_has_just_ended_is_left_alone(
+    store: DocumentStore, housekeeping: Housekeeping, clock: Clock
+) -> None:
+    """By another replica's clock it may still run, and be prolonged there."""
+    write(store, identity(), small_document())
+    store.keep(record("a", expire_time=clock.now - 1))
+    for _ in range(2):
+        housekeeping.sweep()
+        assert housekeeping.usage.records == (), "it counts no more"
+        assert store.record("one", "a") is not None
+        clock.now += housekeeping.grace_seconds - 2
+    housekeeping.sweep()
+    assert store.record("one", "a") is None
+
+
 def test_a_content_without_an_id_goes_after_a_while(
     store: DocumentStore, housekeeping: Housekeeping, clock: Clock
 ) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from reformer_server.archive import StoreArchive
 from reformer_server.content import ContentKey, DocumentName
 from reformer_server.entries import Entry
 from reformer_server.errors import StoreUnavailableError
 from reformer_server.metrics import Metrics
 from reformer_server.store.document_store import DocumentStore
+from reformer_server.store_archive import StoreArchive
 from tests.server.store.stored import MODEL
 
 A = DocumentName("one", "a")
