@@ -15,6 +15,7 @@ from reformer_server.credentials import token_hash
 from tests.server.conftest import Running, Serve
 from tests.server.statuses import refused
 from tests.server.tenants_files import client, table, token_of, until_refused, write
+from tests.server.uploading import raw_exchange
 
 METHODS = [
     method
@@ -35,7 +36,7 @@ async def test_no_rpc_is_open(serve: Serve, file: Path, method: Any) -> None:
     path = f"/{method.containing_service.full_name}/{method.name}"
     with refused(grpc.StatusCode.UNAUTHENTICATED) as refusal:
         if method.client_streaming:
-            await channel.stream_stream(path)(iter([b""])).read()
+            await raw_exchange(channel, path, [b""])
         elif method.server_streaming:
             await channel.unary_stream(path)(b"").read()
         else:

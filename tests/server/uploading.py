@@ -50,6 +50,18 @@ async def create(
         return [response async for response in responses]
 
 
+async def raw_exchange(channel: grpc.aio.Channel, path: str, requests: Sequence[bytes]) -> None:
+    """Sends bytes, whatever they are, and raises what the server says, however early: see `exchange`."""
+
+    async def send() -> AsyncGenerator[bytes]:
+        for request in requests:
+            yield request
+
+    async with aclosing(exchange(channel.stream_stream(path)(timeout=10), send())) as responses:
+        async for _ in responses:
+            pass
+
+
 async def rest(call: Any) -> list[pb.CreateDocumentResponse]:
     """All further responses of a call that is written to and read from by hand."""
     responses = []
