@@ -40,12 +40,9 @@ def entry() -> Entry:
     return Entry(DocumentName("one", "a"), KEY, 10, 10, 10, False, (), create_time=0.0, expire_time=100.0)
 
 
-async def test_what_is_being_looked_up_for_writing_stays_in_memory() -> None:
-    """Else pages of other documents would be written, which have taken its place."""
-    freed: list[Any] = []
-    cache = DocumentCache(freed.append, Metrics())
-    archive: Any = SlowArchive()
-    write_behind = WriteBehind(
+def writing_to(archive: Any, cache: DocumentCache) -> WriteBehind:
+    """What is written is wanted."""
+    return WriteBehind(
         SimpleNamespace(),  # type: ignore[arg-type]
         archive,
         cache,
@@ -53,6 +50,14 @@ async def test_what_is_being_looked_up_for_writing_stays_in_memory() -> None:
         lose=lambda entry: None,
         metrics=Metrics(),
     )
+
+
+async def test_what_is_being_looked_up_for_writing_stays_in_memory() -> None:
+    """Else pages of other documents would be written, which have taken its place."""
+    freed: list[Any] = []
+    cache = DocumentCache(freed.append, Metrics())
+    archive: Any = SlowArchive()
+    write_behind = writing_to(archive, cache)
     document: Any = SimpleNamespace(nbytes=10, tokens=10, scores=None)
     cache.name(KEY)
     cache.release(cache.put(KEY, document, stored=True))
@@ -68,14 +73,7 @@ async def test_what_is_being_looked_up_for_writing_stays_in_memory() -> None:
 async def test_a_lease_prolonged_just_when_it_was_written_is_written_too() -> None:
     archive: Any = SlowArchive()
     cache = DocumentCache(lambda cached: None, Metrics())
-    write_behind = WriteBehind(
-        SimpleNamespace(),  # type: ignore[arg-type]
-        archive,
-        cache,
-        holds=lambda entry: True,
-        lose=lambda entry: None,
-        metrics=Metrics(),
-    )
+    write_behind = writing_to(archive, cache)
     prolonged = entry()
 
     def prolong() -> None:
