@@ -100,5 +100,5 @@ class Tls:
 def _expire_time(chain: bytes) -> float | None:
     try:
         return min(each.not_valid_after_utc.timestamp() for each in x509.load_pem_x509_certificates(chain))
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):  # gRPC decides what a certificate is; this is only for the metric
         return None
