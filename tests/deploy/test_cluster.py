@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from examples.cluster import ENVOY_CONFIG, Cluster, Replica, envoy_program, running, wait_until
-from reformer_client import AsyncClient, Client, Progress, RetryPolicy, UnavailableError
+from reformer_client import AsyncClient, Client, PermissionDeniedError, Progress, RetryPolicy, UnavailableError
 from reformer_client.routing import VARIABLE
 from tests.e2e.conftest import model_directory
 
@@ -135,6 +135,16 @@ def test_calls_without_a_document_go_to_any(cluster: Cluster, client: Client) ->
         client.score("Natasha")
     calls = cluster.envoy.calls()[seen:]
     assert {call.replica for call in calls} == {replica.name for replica in cluster.replicas}
+
+
+def test_administration_is_not_for_clients(cluster: Cluster, client: Client) -> None:
+    with pytest.raises(PermissionDeniedError, match="ask the server itself"):
+        client.admin.drain()
+    with pytest.raises(PermissionDeniedError, match="ask the server itself"):
+        list(client.admin.documents())
+    client.load()  # which is not administration: everybody may ask
+    with Client(cluster.replicas[0].server.address) as direct:
+        list(direct.admin.documents())
 
 
 def test_a_killed_replica_loses_no_document(cluster: Cluster, client: Client) -> None:
