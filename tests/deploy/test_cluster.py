@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from examples.cluster import ENVOY_CONFIG, Cluster, Replica, envoy_program, running, wait_until
+from examples.cluster import ENVOY_CONFIG, Cluster, envoy_program, running, wait_until
+from examples.replica import Replica
 from reformer_client import AsyncClient, Client, PermissionDeniedError, Progress, RetryPolicy, UnavailableError
 from reformer_client.routing import VARIABLE
 from tests.e2e.conftest import model_directory
