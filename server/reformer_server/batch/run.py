@@ -48,8 +48,9 @@ def score_corpus(job: Job, report: Callable[[Progress], None] = lambda progress:
         CorpusError: corpus, folder or model can't be used; or shards failed, which the next run tries again.
         StoreUnavailableError: the folder can't be written to.
     """
-    corpus, results = Corpus(job.corpus, job.text_column, job.result_columns), Results(job.output)
+    corpus = Corpus(job.corpus, job.text_column, job.result_columns)
     files = {file.name: file for file in corpus.files(job.shard_bytes)}
+    results = Results(job.output)  # which makes the folder
     with _ray():
         devices = Devices.of_cluster(ray.nodes(), job.settings.device, job.worker_cpus)
         # On one worker: what is wrong with the model is said once, before all of them load it.
