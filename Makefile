@@ -54,10 +54,10 @@ lint: $(STAMP) ## formatting, lint, types, contract, generated code
 	$(BIN)/buf lint
 	$(BIN)/python protos/generate.py --check
 
-test: lint ## lint and all tests: what CI runs
+test: lint ## lint and all tests but those of deploy/
 	$(BIN)/python -m pytest
 
-test-deploy: $(DEPLOY) ## render, validate and run what is in deploy/, with the tools themselves
+test-deploy: $(DEPLOY) ## render, validate and run what is in deploy/, with the tools themselves; CI runs both
 	$(BIN)/python -m pytest tests/deploy
 
 demo: $(STAMP) ## start a server, upload a novel, score it and continue it

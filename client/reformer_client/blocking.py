@@ -27,6 +27,9 @@ POLL_SECONDS = 1.0
 END_SECONDS = 10.0
 """How long a call that was interrupted may take to end: it is told at once, but the machine may be busy."""
 
+LAST_EVENTS_SECONDS = 0.05
+"""For gRPC to tell all of calls that were cut; what it tells a closed loop, the loop of another client complains of."""
+
 
 class Portal:
     """An event loop on a thread of its own, on which other threads have coroutines run.
@@ -93,7 +96,11 @@ async def _serve(
     stop = asyncio.Event()
     started.set_result((asyncio.get_running_loop(), stop))
     await stop.wait()
+    running = asyncio.all_tasks() - {asyncio.current_task()}
     await at_end()
+    if running:  # calls, which end by themselves now
+        await asyncio.wait(running, timeout=END_SECONDS)
+        await asyncio.sleep(LAST_EVENTS_SECONDS)
 
 
 def _stop(thread: threading.Thread, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -167,3 +167,21 @@ def test_a_chunk_whose_parts_dont_add_up_is_an_error_of_the_sdk() -> None:
     ):
         with pytest.raises(InternalError, match="changed on its way"):
             messages.tokens(chunk)
+
+
+def test_closing_a_client_disturbs_no_other_one(
+    client: Client, server: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """gRPC tells of cut calls a little later; the loop of another client would log that nobody is there for it."""
+    client.model()
+    server.stall = True
+    for number in range(1, 6):
+        others = [Client(server.address) for _ in range(3)]
+        with ThreadPoolExecutor() as threads:
+            waiting = [threads.submit(other.generate("x").collect) for other in others]
+            server.wait_until(lambda: server.count("Generate") == 3 * number)  # noqa: B023 -- waited for here
+            for other in others:
+                other.close()
+            assert all(isinstance(each.exception(timeout=5), CancelledError) for each in waiting)
+        client.model()
+    assert caplog.messages == []

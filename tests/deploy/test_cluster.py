@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from examples.cluster import Cluster, Replica, running
+from examples.cluster import Cluster, running
 from examples.envoy import ENVOY_CONFIG, envoy_program, wait_until
+from examples.replica import Replica
 from reformer_client import (
     AsyncClient,
     Client,
     DeadlineExceededError,
+    PermissionDeniedError,
     Progress,
     ResourceExhaustedError,
     RetryPolicy,
@@ -146,6 +148,16 @@ def test_calls_without_a_document_go_to_any(cluster: Cluster, client: Client) ->
         client.score("Natasha")
     calls = cluster.envoy.calls()[seen:]
     assert {call.replica for call in calls} == {replica.name for replica in cluster.replicas}
+
+
+def test_administration_is_not_for_clients(cluster: Cluster, client: Client) -> None:
+    with pytest.raises(PermissionDeniedError, match="ask the server itself"):
+        client.admin.drain()
+    with pytest.raises(PermissionDeniedError, match="ask the server itself"):
+        list(client.admin.documents())
+    client.load()  # which is not administration: everybody may ask
+    with Client(cluster.replicas[0].server.address) as direct:
+        list(direct.admin.documents())
 
 
 def test_a_killed_replica_loses_no_document(cluster: Cluster, client: Client) -> None:

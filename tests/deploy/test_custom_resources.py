@@ -10,7 +10,10 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection
 
+from reformer.v1 import admin_pb2
 from reformer_client.calls import Call
 from reformer_client.retry import Attempts, RetryPolicy
 from reformer_core.tokenizers import ByteTokenizer
@@ -78,6 +81,14 @@ def test_the_route_is_the_gateways(gateway: Rendered) -> None:
     for policy in ("BackendTrafficPolicy", "ClientTrafficPolicy"):
         [target] = gateway.one(policy)["spec"]["targetRefs"]
         assert gateway.one(target["kind"], target["name"])["apiVersion"].startswith(target["group"] + "/")
+
+
+def test_clients_reach_all_but_administration(gateway: Rendered) -> None:
+    [rule] = gateway.one("GRPCRoute")["spec"]["rules"]
+    services = {match["method"]["service"] for match in rule["matches"]}
+    administration = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
+    assert services == {*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME} - {administration}
+    assert {match["method"]["type"] for match in rule["matches"]} == {"Exact"}
 
 
 async def test_documents_go_where_the_sdk_says(gateway: Rendered) -> None:

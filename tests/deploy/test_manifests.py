@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import kubernetes_validate
 import pytest
 import yaml
 
+from reformer_client.cli import main as command
 from reformer_server import Settings
 from reformer_server.health import LIVENESS, READINESS
 from reformer_server.server import STOP_SECONDS
@@ -50,6 +52,8 @@ def test_a_mistake_is_not_valid() -> None:
 def check_settings(rendered: Rendered) -> None:
     known = {ENVIRONMENT_PREFIX + key.upper().replace("-", "_") for key in KEYS.values()}
     assert set(rendered.environment) <= known
+    own = {option.envvar for option in command.params if isinstance(option, click.Option)}
+    assert own & known == set(), "the command itself would take what is the server's, in the pod and beside it"
     settings = rendered.settings  # which the server would accept
     container_ports = {port["name"]: port["containerPort"] for port in rendered.container["ports"]}
     assert container_ports == {"grpc": settings.port, "metrics": settings.metrics_port}

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.serving import reformer
+
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy/systemd/reformer.service"
 PAGE = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
@@ -33,6 +35,16 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     unit.write_text(UNIT.read_text(encoding="utf-8").replace("/opt/reformer/bin/reformer", sys.executable))
     result = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_systemd_starts_no_server_again_that_refuses_its_settings(tmp_path: Path) -> None:
+    """And tells them from servers that ended for another reason."""
+    assert "RestartPreventExitStatus=2\n" in UNIT.read_text(encoding="utf-8")
+    settings = tmp_path / "settings.toml"
+    for text, code in (("memroy = 1\n", 2), ('model = "/nowhere"\n', 1)):
+        settings.write_text(text)
+        result = subprocess.run(reformer("serve", "--config", settings, "--port", 0), capture_output=True, text=True)
+        assert result.returncode == code, result.stderr
 
 
 def test_systemd_waits_longer_than_the_server_drains() -> None:

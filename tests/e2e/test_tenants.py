@@ -27,7 +27,7 @@ def refused(client: Client, error: type[Exception]) -> bool:
     return False
 
 
-def test_tenants_over_tls(serve: Callable[..., ServerProcess], tmp_path: Path) -> None:
+def test_tenants_over_tls(serve: Callable[..., ServerProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tenants, certificate, key = tmp_path / "tenants.toml", tmp_path / "tls.crt", tmp_path / "tls.key"
 
     def issue(authority: trustme.CA) -> None:
@@ -39,7 +39,9 @@ def test_tenants_over_tls(serve: Callable[..., ServerProcess], tmp_path: Path) -
     issue(old)
     acmes, umbrellas = new_token(), new_token()
     tenants.write_text(table("acme", acmes) + table("umbrella", umbrellas))
-    server = serve("--memory", "500MiB", "--tenants", tenants, "--tls-certificate", certificate, "--tls-key", key)
+    monkeypatch.setenv("REFORMER_TLS_CERTIFICATE", str(certificate))  # as in a pod, where nobody gives it flags
+    monkeypatch.setenv("REFORMER_TLS_KEY", str(key))
+    server = serve("--memory", "500MiB", "--tenants", tenants)
 
     def client(token: str, authority: trustme.CA) -> Client:
         tls, own_connection = TLS(authority.cert_pem.bytes()), [("grpc.use_local_subchannel_pool", 1)]

@@ -52,6 +52,14 @@ async def test_alive_and_ready(running: Running) -> None:
     assert await statuses(running.channel) == ALIVE_AND_READY
 
 
+async def test_the_engine_turns_even_if_nobody_asks_anything(running: Running) -> None:
+    """By which a Prometheus tells one that hangs from one that is idle."""
+    before = running.server.engine.turns
+    async with asyncio.timeout(5):
+        while running.server.engine.turns < before + 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
 async def test_a_name_that_is_no_service(running: Running) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await status(running.channel, "reformer.v1.NoService")

@@ -44,11 +44,11 @@ _pem_file = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="PEM file of the authorities to trust; implies --tls.",
 )  # fmt: skip
 @click.option(
-    "--tls-cert", type=_pem_file, envvar="REFORMER_TLS_CERT", show_envvar=True,
+    "--tls-cert", type=_pem_file, envvar="REFORMER_CLIENT_CERT", show_envvar=True,
     help="PEM file of the client's certificate (mTLS); implies --tls.",
 )  # fmt: skip
 @click.option(
-    "--tls-key", type=_pem_file, envvar="REFORMER_TLS_KEY", show_envvar=True,
+    "--tls-key", type=_pem_file, envvar="REFORMER_CLIENT_KEY", show_envvar=True,
     help="PEM file of the key of --tls-cert.",
 )  # fmt: skip
 @click.pass_context

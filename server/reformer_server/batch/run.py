@@ -50,8 +50,8 @@ def score_corpus(job: Job, report: Callable[[Progress], None] = lambda progress:
     """
     corpus = Corpus(job.corpus, job.text_column, job.result_columns)
     corpus.check_outside(job.output)
-    results = Results(job.output)
     files = {file.name: file for file in corpus.files(job.shard_bytes)}
+    results = Results(job.output)  # which makes the folder
     with _ray():
         devices = Devices.of_cluster(ray.nodes(), job.settings.device, job.worker_cpus)
         # On one worker: what is wrong with the model is said once, before all of them load it.

@@ -26,11 +26,12 @@ from reformer_server.store.manifest import ModelIdentity
     ],
 )
 def test_what_cannot_be_begun(job: Job, change: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told before Ray is started."""
+    """It is told before Ray is started, and before there is anything of it."""
     monkeypatch.setattr(run, "_ray", None)
     with pytest.raises(CorpusError) as caught:
         score_corpus(replace(job, **change))  # type: ignore[arg-type]
     assert str(caught.value).startswith(said)
+    assert not Path(job.output).exists()
 
 
 def test_a_column_with_the_name_of_a_score(job: Job) -> None:
