@@ -57,7 +57,8 @@ class Access:
                 return server.add_insecure_port(address)
             return server.add_secure_port(address, self._tls.server_credentials())
         except RuntimeError as error:  # gRPC knows no better class
-            raise OSError(f"can't listen on {address}: {error}") from error
+            why = "another program listens there, or this machine has no such address"
+            raise OSError(f"can't listen on {address}: {why}; --port and --host choose others") from error
 
     async def watch(self) -> None:
         """Reads files again that change, until it is cancelled; the log says what is wrong with them."""
