@@ -17,7 +17,10 @@ def explain(error: errors.ReformerError, server: str) -> str:
 def _hint(error: errors.ReformerError, server: str) -> str:
     match error:
         case errors.UnavailableError() if error.reason is None:  # else a server has said so
-            return f"Is a server running at {server}? `reformer serve` starts one, --server names one, --tls speaks TLS."
+            return (
+                f"Is a server running at {server}? `reformer serve` starts one, --server names another, "
+                "--tls is for one that speaks TLS."
+            )
         case errors.DeadlineExceededError():
             return "Allow more with --timeout SECONDS."
         case errors.NotFoundError():
