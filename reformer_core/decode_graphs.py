@@ -7,6 +7,8 @@ isn't padded, for the rows after it are other sessions'. On a CPU the step simpl
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -15,6 +17,10 @@ from reformer_core.incremental import decode_step, tail_capacity_for
 from reformer_core.model import ReformerModel
 from reformer_core.session_table import SessionTable
 from reformer_core.transfers import to_device
+
+# Multiply-adds of a step that more threads of a CPU make a few per cent faster, while nobody else wants their cores.
+# Where somebody does, as a server's event loop does for each token, waiting for them makes the step half as long again.
+ONE_THREAD_WORK = 2**24
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +33,7 @@ class DecodeSteps:
         self._token_ids = torch.zeros(table.sessions, dtype=torch.long, device=model.device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._use_graphs = model.device.type == "cuda"
+        self._parameters = model.num_parameters
         self._steps_without: Counter[int] = Counter()  # steps of a batch size that has no graph yet
 
     def tail_capacity(self, tokens: int) -> int:
@@ -51,7 +58,8 @@ class DecodeSteps:
                 self._record(batch, tail_capacity)
 
     def _run(self, batch: int, tail_capacity: int) -> None:
-        decode_step(self._model, self._table, self._token_ids[:batch], tail_capacity)
+        with one_thread() if batch * self._parameters <= ONE_THREAD_WORK else nullcontext():
+            decode_step(self._model, self._table, self._token_ids[:batch], tail_capacity)
 
     def _record(self, batch: int, tail_capacity: int) -> None:
         """Records the step that was just taken, which has warmed the kernels up; recording takes no step."""
@@ -72,3 +80,14 @@ class DecodeSteps:
             self._graphs.clear()
         else:
             self._graphs[batch] = graph
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What torch computes on the CPU inside takes no more threads than the caller's own."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -143,3 +143,27 @@ def test_on_a_cpu_nothing_is_recorded(recorder: Recorder) -> None:
     with open_session(model, random_tokens(model, 20)) as session:
         logits_after(DecodeSteps(model, session.table), session, [1, 2])
     assert recorder.log == ["run", "run"]
+
+
+@pytest.mark.parametrize(("work", "threads"), [(10**9, 1), (10, 2)])
+def test_small_steps_take_one_thread(monkeypatch: pytest.MonkeyPatch, work: int, threads: int) -> None:
+    """And leave the number of threads as it was."""
+    model = tiny_model()
+    assert decode_graphs.ONE_THREAD_WORK < 100 * 10**6, "a step of a large model takes all"
+    monkeypatch.setattr(decode_graphs, "ONE_THREAD_WORK", work)
+    taken: list[int] = []
+
+    def step(*arguments: object) -> None:
+        taken.append(torch.get_num_threads())
+        decode_step(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(decode_graphs, "decode_step", step)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with open_session(model, random_tokens(model, 20)) as session:
+            logits_after(DecodeSteps(model, session.table), session, [1])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert taken == [threads]
