@@ -56,6 +56,8 @@ def joined_processes() -> Iterator[Processes]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
+        with _others_needed():  # what goes wrong with one that leaves would end the first one while it still saves
+            dist.barrier()
     finally:
         dist.destroy_process_group()
 
