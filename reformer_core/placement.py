@@ -101,7 +101,7 @@ def available_memory(device: torch.device) -> int:
 def total_memory(device: torch.device) -> int:
     """Bytes that the device has, or for the CPU: that this process's cgroup may use, and the machine has."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1])
+        return int(torch.cuda.get_device_properties(device).total_memory)  # known: the device itself isn't asked
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = _cgroup_limit()
     return total if limit is None else min(total, limit)
