@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import threading
 import weakref
@@ -53,19 +54,21 @@ class Portal:
         """Waits for what `start` returns; meanwhile calls, on the waiting thread, what is put into the inbox."""
         if not self.close.alive:
             raise RuntimeError("the client is closed")
-        ended = threading.Event()
-        future = asyncio.run_coroutine_threadsafe(_result(start, ended), self._loop)
-        future.add_done_callback(inbox.put)
+        call = _Call(start, self._loop)
+        call.outcome.add_done_callback(inbox.put)
         try:
-            for callback in self._callbacks(inbox, until=future):
+            self._loop.call_soon_threadsafe(call.begin)
+            for callback in self._callbacks(inbox, until=call.outcome):
                 callback()
         except BaseException:  # a callback failed, or Ctrl-C
-            future.cancel()
-            ended.wait(END_SECONDS)  # what comes next, such as closing the stream, must not meet it still running
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing runs
+                self._loop.call_soon_threadsafe(call.cancel)
+                # What comes next, such as closing the stream, must not meet it still running.
+                call.ended.wait(END_SECONDS)
             raise
-        if future.cancelled() or not future.done():
+        if call.outcome.cancelled() or not call.outcome.done():
             raise CancelledError("the client was closed while the call was running")
-        return future.result()
+        return call.outcome.result()
 
     def _callbacks(self, inbox: Inbox, until: concurrent.futures.Future[Any]) -> Iterator[Callable[[], object]]:
         """What is put into the inbox, until the future is; or until the loop ends, which may have overlooked it."""
@@ -82,11 +85,39 @@ class Portal:
                 yield item
 
 
-async def _result(start: Callable[[], Awaitable[R]], ended: threading.Event) -> R:
-    try:
-        return await start()
-    finally:
-        ended.set()
+class _Call(Generic[R]):
+    """A task, and its outcome for another thread. All methods run on the loop: Ctrl-C, which may hit the other thread
+    anywhere, must not leave a coroutine that nobody awaits.
+    """
+
+    def __init__(self, start: Callable[[], Awaitable[R]], loop: asyncio.AbstractEventLoop) -> None:
+        self.outcome: concurrent.futures.Future[R] = concurrent.futures.Future()
+        self.ended = threading.Event()
+        self.outcome.add_done_callback(lambda _: self.ended.set())
+        self._start = start
+        self._loop = loop
+        self._task: asyncio.Task[R] | None = None
+
+    def begin(self) -> None:
+        self._task = self._loop.create_task(self._run())
+        self._task.add_done_callback(self._end)
+
+    def cancel(self) -> None:
+        if self._task is None:  # interrupted before it began
+            self.outcome.cancel()
+        else:
+            self._task.cancel()
+
+    async def _run(self) -> R:
+        return await self._start()
+
+    def _end(self, task: asyncio.Task[R]) -> None:
+        if task.cancelled():
+            self.outcome.cancel()
+        elif (error := task.exception()) is not None:
+            self.outcome.set_exception(error)
+        else:
+            self.outcome.set_result(task.result())
 
 
 async def _serve(
