@@ -2,7 +2,7 @@
 
     python -m benchmarks.train_peer OUT --tokens 10000000 --texts BOOK.txt …
 
-OUT is a folder. If it holds the checkpoint of an interrupted run, that run goes on.
+On a GPU if there is one. OUT is a folder. If it holds the checkpoint of an interrupted run, that run goes on.
 """
 
 import argparse
@@ -21,9 +21,11 @@ from torch.nn import functional
 from benchmarks.harness import environment
 from benchmarks.transformer_peer import Peer, PeerConfig
 from reformer_core.embedded_model import embedded_model_path
+from reformer_core.placement import choose_device
 from reformer_core.tokenizers import load_tokenizer
 from reformer_core.train.checkpoint import CHECKPOINT_FILE, load_checkpoint, remove_checkpoint, save_checkpoint
 from reformer_core.train.optimizer import build_optimizers
+from reformer_core.train.precision import choose_precision, computing_in
 from reformer_core.train.schedule import learning_rate_share
 from reformer_core.train.settings import OptimizerSettings
 
@@ -47,6 +49,7 @@ class PeerTraining:
 
     def __post_init__(self) -> None:
         self._optimizers = build_optimizers(self.peer, self.settings)  # type: ignore[arg-type]  # it has .layers, too
+        self._device = self.peer.embeddings.weight.device
         self._generator = torch.Generator().manual_seed(self.seed)
 
     def step(self, text: torch.Tensor) -> None:
@@ -55,9 +58,13 @@ class PeerTraining:
         window = self.peer.config.window_tokens
         rows = max(1, self.batch_tokens // window)
         starts = torch.randint(len(text) - window, (rows, 1), generator=self._generator)
-        crops = text[starts + torch.arange(window + 1)]
-        logits = self.peer(crops[:, :-1])
-        loss = functional.cross_entropy(logits.flatten(0, 1), crops[:, 1:].flatten())
+        crops = text[starts + torch.arange(window + 1)].to(self._device)
+        torch.manual_seed(self.seed + len(self.losses))  # of the dropout, also when it goes on
+        self.peer.train()
+        with computing_in(choose_precision("auto", self._device), self._device):
+            logits = self.peer(crops[:, :-1]).float()
+            loss = functional.cross_entropy(logits.flatten(0, 1), crops[:, 1:].flatten())
+        self.peer.eval()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.peer.parameters(), self.settings.clip_norm)
         amid = (self.tokens + rows * window / 2) / self.total_tokens
@@ -136,6 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--window", type=int, default=1024, help="tokens a crop")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
+    parser.add_argument("--decay", type=float, default=0.4, help="share of the training in which the rate falls")
+    parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--tokenizer", type=Path, default=embedded_model_path(), help="model folder; the embedded one")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
@@ -143,8 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     end = torch.tensor([] if tokenizer.eos_id is None else [tokenizer.eos_id], dtype=torch.long)
     text = torch.cat([part for path in options.texts for part in (tokenizer.encode(path.read_bytes()), end)])
     torch.manual_seed(options.seed)
-    peer = Peer(PeerConfig(vocab_size=tokenizer.vocab_size, window_tokens=options.window))
-    settings = OptimizerSettings(learning_rate=options.learning_rate, decay=0.4, decay_shape="linear")
+    config = PeerConfig(vocab_size=tokenizer.vocab_size, window_tokens=options.window, dropout=options.dropout)
+    peer = Peer(config).to(choose_device("auto"))
+    settings = OptimizerSettings(learning_rate=options.learning_rate, decay=options.decay, decay_shape="linear")
     training = PeerTraining(peer, settings, options.tokens, options.batch_tokens, options.seed)
     print(f"{peer.num_parameters:,} parameters, {len(text):,} tokens of text")
     train(options.output, training, text)

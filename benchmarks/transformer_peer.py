@@ -32,6 +32,8 @@ class PeerConfig:
     feed_forward_size: int = 512
     window_tokens: int = 1024
     """Longest sequence."""
+    dropout: float = 0.0
+    """Of what each block adds and of the embeddings, in training."""
 
 
 class KeyValueCache:
@@ -88,7 +90,7 @@ class Peer(nn.Module):
         """
         start = 0 if cache is None else cache.tokens
         places = slice(start, start + token_ids.shape[-1])
-        hidden = self.embeddings(token_ids)
+        hidden = functional.dropout(self.embeddings(token_ids), self.config.dropout, self.training)
         rotation = (self.get_buffer("cosines")[places], self.get_buffer("sines")[places])
         for number, layer in enumerate(self.layers):
             hidden = layer(hidden, rotation, None if cache is None else partial(cache.append, number))
@@ -102,7 +104,7 @@ class _Layer(nn.Module):
     def __init__(self, config: PeerConfig) -> None:
         super().__init__()
         width, inner = config.hidden_size, config.feed_forward_size
-        self.heads = config.heads
+        self.heads, self.dropout = config.heads, config.dropout
         self.attention_norm = nn.LayerNorm(width, bias=False)
         self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
         self.query_norm, self.key_norm = (nn.LayerNorm(width // config.heads, bias=False) for _ in range(2))
@@ -114,9 +116,10 @@ class _Layer(nn.Module):
         nn.init.zeros_(self.outer.weight)
 
     def forward(self, hidden: torch.Tensor, rotation: Rotation, cached: Cached | None) -> torch.Tensor:
-        hidden = hidden + self._attend(self.attention_norm(hidden), rotation, cached)
-        fed_forward: torch.Tensor = self.outer(functional.gelu(self.inner(self.feed_forward_norm(hidden))))
-        return hidden + fed_forward
+        attended = self._attend(self.attention_norm(hidden), rotation, cached)
+        hidden = hidden + functional.dropout(attended, self.dropout, self.training)
+        fed_forward = self.outer(functional.gelu(self.inner(self.feed_forward_norm(hidden))))
+        return hidden + functional.dropout(fed_forward, self.dropout, self.training)
 
     def _attend(self, x: torch.Tensor, rotation: Rotation, cached: Cached | None) -> torch.Tensor:
         query, key, value = (

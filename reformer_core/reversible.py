@@ -28,7 +28,8 @@ from reformer_core.layer_passes import (
 from reformer_core.local_attention import LocalAttention
 from reformer_core.lsh_attention import LSHAttention
 
-KEPT_BYTES = 512 << 20  # small batches keep what autograd saves, about this much at most: a third faster
+# Small batches keep what autograd saves, about this much at most: a third faster.
+KEPT_BYTES, GPU_KEPT_BYTES = 512 << 20, 4 << 30
 
 
 class Layer(nn.Module):
@@ -46,13 +47,14 @@ def run_layers(
     """Both streams after all layers, each [B, n, d]; both start as `hidden` [B, n, d].
 
     Differentiable once in `hidden` and the layers' parameters, with memory that doesn't grow with the number of layers:
-    the backward pass overwrites the streams. Of a small batch the activations are kept, up to `KEPT_BYTES`; it makes no
-    difference but rounding.
+    the backward pass overwrites the streams. Of a small batch the activations are kept, up to `KEPT_BYTES`, or on a GPU
+    `GPU_KEPT_BYTES`; it makes no difference but rounding.
 
     Args:
         dropout_seed: None for inference, without dropout.
     """
-    if torch.is_grad_enabled() and _activation_bytes(layers, hidden) <= KEPT_BYTES:
+    most = GPU_KEPT_BYTES if hidden.is_cuda else KEPT_BYTES
+    if torch.is_grad_enabled() and _activation_bytes(layers, hidden) <= most:
         return _run_and_keep(layers, hidden, dropout_seed)
     parameters = [parameter for layer in layers for parameter in layer.parameters()]
     streams = _ReversibleLayers.apply(hidden, layers, dropout_seed, *parameters)  # type: ignore[no-untyped-call]
