@@ -92,8 +92,9 @@ class _Call(Generic[R]):
 
     def __init__(self, start: Callable[[], Awaitable[R]], loop: asyncio.AbstractEventLoop) -> None:
         self.outcome: concurrent.futures.Future[R] = concurrent.futures.Future()
-        self.ended = threading.Event()
-        self.outcome.add_done_callback(lambda _: self.ended.set())
+        self.ended = ended = threading.Event()
+        # No cycle: the call holds a stream, which ends at once when nothing else refers to it any more.
+        self.outcome.add_done_callback(lambda _: ended.set())
         self._start = start
         self._loop = loop
         self._task: asyncio.Task[R] | None = None

@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 import gc
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import pytest
 
 from reformer.v1 import inference_pb2
 from reformer_client import AsyncClient, CancelledError, Client, InternalError, Progress, messages
+from reformer_client.blocking import Portal
 from tests.client.fake_server import FakeServer
 
 
@@ -145,6 +148,30 @@ def test_a_stream_can_be_closed_right_after_an_interrupted_wait(client: Client, 
             next(stream)
         stream.close()
         assert list(stream) == []
+
+
+def test_an_interrupt_before_the_call_began_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No coroutine that nobody awaits, of which Python would complain, and no wait for a call that never began."""
+
+    async def nothing() -> None: ...
+
+    portal = Portal(at_end=nothing)
+    loop = portal._loop
+    schedule, interrupts = loop.call_soon_threadsafe, iter([KeyboardInterrupt()])
+
+    def interrupted(callback: Callable[[], object]) -> object:
+        for interrupt in interrupts:
+            raise interrupt
+        return schedule(callback)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "call_soon_threadsafe", interrupted)
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            portal.run(nothing, SimpleQueue())
+        assert time.monotonic() - began < 5
+    gc.collect()
+    portal.close()
 
 
 def test_closing_the_client_under_a_waiting_thread_says_so(server: FakeServer) -> None:
