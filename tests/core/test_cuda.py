@@ -180,7 +180,9 @@ def test_a_step_waits_for_the_gpu_only_once(engine: Engine) -> None:
     def count(stream: torch.cuda.Stream) -> None:
         nonlocal waits
         waits += 1
+        torch.cuda.set_sync_debug_mode("default")  # it would take offence at this one, too
         synchronize(stream)
+        torch.cuda.set_sync_debug_mode("error")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda.Stream, "synchronize", count)
