@@ -19,8 +19,8 @@ Async = TypeVar("Async")
 AnyAsyncStream = TypeVar("AnyAsyncStream", bound=AsyncStream[Any, Any])
 Item = TypeVar("Item")
 
-Inbox = SimpleQueue["Callable[[], object] | concurrent.futures.Future[Any]"]
-"""Callbacks for the thread that waits, and the future that it waits for."""
+Inbox = SimpleQueue[object]
+"""Callbacks for the thread that waits, and a mark for the end of what it waits for."""
 
 POLL_SECONDS = 1.0
 """How often a waiting thread looks whether there still is something to wait for."""
@@ -55,23 +55,27 @@ class Portal:
         if not self.close.alive:
             raise RuntimeError("the client is closed")
         call = _Call(start, self._loop)
-        call.outcome.add_done_callback(inbox.put)
+        done = object()
+        call.outcome.add_done_callback(lambda _: inbox.put(done))
         try:
             self._loop.call_soon_threadsafe(call.begin)
-            for callback in self._callbacks(inbox, until=call.outcome):
+            for callback in self._callbacks(inbox, until=done):
                 callback()
         except BaseException:  # a callback failed, or Ctrl-C
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing runs
+            with contextlib.suppress(RuntimeError, Empty):  # the loop is closed, and nothing runs
                 self._loop.call_soon_threadsafe(call.cancel)
                 # What comes next, such as closing the stream, must not meet it still running.
-                call.ended.wait(END_SECONDS)
+                call.ended.get(timeout=END_SECONDS)
             raise
-        if call.outcome.cancelled() or not call.outcome.done():
-            raise CancelledError("the client was closed while the call was running")
-        return call.outcome.result()
+        try:
+            if call.outcome.cancelled() or not call.outcome.done():
+                raise CancelledError("the client was closed while the call was running")
+            return call.outcome.result()
+        finally:
+            del call  # an error refers to this frame, and the call to the error
 
-    def _callbacks(self, inbox: Inbox, until: concurrent.futures.Future[Any]) -> Iterator[Callable[[], object]]:
-        """What is put into the inbox, until the future is; or until the loop ends, which may have overlooked it."""
+    def _callbacks(self, inbox: Inbox, until: object) -> Iterator[Callable[[], object]]:
+        """What is put into the inbox, until the mark is; or until the loop ends, which may have overlooked the call."""
         while True:
             try:
                 item = inbox.get(timeout=POLL_SECONDS)
@@ -81,7 +85,7 @@ class Portal:
                 continue
             if item is until:
                 return
-            if not isinstance(item, concurrent.futures.Future):  # another one is of an earlier, interrupted wait
+            if callable(item):  # a mark is that of an earlier, interrupted wait
                 yield item
 
 
@@ -92,15 +96,15 @@ class _Call(Generic[R]):
 
     def __init__(self, start: Callable[[], Awaitable[R]], loop: asyncio.AbstractEventLoop) -> None:
         self.outcome: concurrent.futures.Future[R] = concurrent.futures.Future()
-        self.ended = ended = threading.Event()
+        self.ended = ended = SimpleQueue[None]()
         # No cycle: the call holds a stream, which ends at once when nothing else refers to it any more.
-        self.outcome.add_done_callback(lambda _: ended.set())
+        self.outcome.add_done_callback(lambda _: ended.put(None))
         self._start = start
         self._loop = loop
         self._task: asyncio.Task[R] | None = None
 
     def begin(self) -> None:
-        self._task = self._loop.create_task(self._run())
+        self._task = self._loop.create_task(_awaited(self._start))
         self._task.add_done_callback(self._end)
 
     def cancel(self) -> None:
@@ -109,16 +113,18 @@ class _Call(Generic[R]):
         else:
             self._task.cancel()
 
-    async def _run(self) -> R:
-        return await self._start()
-
     def _end(self, task: asyncio.Task[R]) -> None:
+        self._task = None
         if task.cancelled():
             self.outcome.cancel()
         elif (error := task.exception()) is not None:
             self.outcome.set_exception(error)
         else:
             self.outcome.set_result(task.result())
+
+
+async def _awaited(start: Callable[[], Awaitable[R]]) -> R:
+    return await start()
 
 
 async def _serve(
@@ -136,7 +142,8 @@ async def _serve(
 
 
 def _stop(thread: threading.Thread, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    loop.call_soon_threadsafe(stop.set)
+    with contextlib.suppress(RuntimeError):  # it ended by itself
+        loop.call_soon_threadsafe(stop.set)
     if threading.current_thread() is not thread:  # else the garbage collector happened to run there
         thread.join()
 

@@ -58,7 +58,13 @@ def leave_by_collection_in_a_cycle(client: Client) -> None:
     gc.collect()
 
 
-LEAVE = [leave_by_break, leave_by_with, leave_by_error, leave_by_close, leave_by_collection_in_a_cycle]
+LEAVE = [
+    leave_by_break,
+    leave_by_with,
+    leave_by_error,
+    leave_by_close,
+    leave_by_collection_in_a_cycle,
+]
 
 
 @pytest.mark.parametrize("leave", LEAVE)
@@ -70,6 +76,16 @@ def test_leaving_cancels_the_call(client: Client, stalled: FakeServer, leave: Ca
 def test_leaving_scores_cancels_the_call(client: Client, stalled: FakeServer) -> None:
     with client.stream_scores("ab" * 60_000) as stream:
         next(stream)
+    wait_for_cancellation(stalled, "Score")
+
+
+def test_leaving_after_a_call_that_failed_cancels_it(client: Client, stalled: FakeServer) -> None:
+    """The error's traceback doesn't keep the stream."""
+    stream = client.stream_scores("ab" * 60_000)
+    next(stream)
+    with contextlib.suppress(RuntimeError):
+        stream.collect()  # a part is read already
+    del stream
     wait_for_cancellation(stalled, "Score")
 
 
