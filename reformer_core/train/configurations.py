@@ -14,14 +14,14 @@ _WITHOUT_DROPOUT: dict[str, Any] = {
 def text_config(vocab_size: int) -> ReformerConfig:
     """For texts: positions for 1,048,576 tokens."""
     return ReformerConfig(
-        attn_layers=("local", "local", "lsh") * 2,
+        attn_layers=("local", "local", "lsh", "local", "lsh", "local"),
         hidden_size=256,
         feed_forward_size=448,
         num_attention_heads=6,
         attention_head_size=32,
         hidden_act="relu",
         vocab_size=vocab_size,
-        local_attn_chunk_length=256,
+        local_attn_chunk_length=64,
         lsh_attn_chunk_length=128,
         num_hashes=2,
         num_buckets=(64, 128),

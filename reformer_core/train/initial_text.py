@@ -23,6 +23,9 @@ from reformer_core.local_attention import LocalAttention
 from reformer_core.model import ReformerModel
 from reformer_core.positions import AxialPositions
 
+# Of the embeddings. AdamW moves a weight by about the learning rate a step, whatever its gradient: at the usual 0.02, a
+# few noisy steps drown the sinusoids, and a language model then takes many times the tokens to learn the same.
+EMBEDDING_STD = 0.2
 POSITION_SHARE = 0.25  # of the channels
 TOKEN_SHARE = 0.25  # of the tokens' standard deviation, in the channels of the positions
 OUTPUT_SHARE = 0.1  # of what blocks add at first, beside the embeddings
@@ -30,6 +33,7 @@ OTHERS_SHARE = 0.3  # of the random weights, in heads that look somewhere
 FASTEST = 2.8  # radians a step: below pi, so that no wave looks the same two steps on
 WIDTH_SHARE = 0.6  # of the sharpness, for heads that look at many
 SHARPNESS = 1.8  # of queries and keys each: the right distance gets nine tenths of the attention
+LSH_SHARPNESS = 2.0  # standard deviation of LSH layers' logits: their keys have length 1, so their queries need some
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ def initialise_text(model: ReformerModel) -> None:
     channels = min(table.shape[-1], max(4, int(POSITION_SHARE * width))) // 2 * 2
     waves = Waves(rows, width, channels)
     table.zero_()
-    table[..., -channels:] = config.initializer_range * waves.table().view(*table.shape[:-1], channels)
+    table[..., -channels:] = EMBEDDING_STD * waves.table().view(*table.shape[:-1], channels)
+    nn.init.normal_(model.embeddings.tokens.weight, std=EMBEDDING_STD)
     model.embeddings.tokens.weight[:, -channels:] *= TOKEN_SHARE
 
     local_layers = 0
@@ -136,6 +141,8 @@ def initialise_text(model: ReformerModel) -> None:
             for head, look in zip(range(config.num_attention_heads), looks, strict=False):
                 _set_head(layer.attention, head, *waves.look(look, config.attention_head_size))
             local_layers += 1
+        else:
+            nn.init.normal_(layer.attention.query_key.weight, std=LSH_SHARPNESS / math.sqrt(width))
 
 
 def _set_head(attention: LocalAttention, head: int, query: torch.Tensor, key: torch.Tensor) -> None:

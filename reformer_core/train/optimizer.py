@@ -1,5 +1,6 @@
 """Which optimizer updates which parameters."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,12 +16,19 @@ BETAS = (0.9, 0.98)  # a short memory of the squared gradients: runs are of thou
 def build_optimizers(model: ReformerModel, settings: OptimizerSettings) -> list[torch.optim.Optimizer]:
     """AdamW for everything; or Muon for the matrices of the layers and AdamW for all else.
 
-    Weight decay is decoupled, and of the linear layers' matrices only. One learning rate is right for both.
+    Weight decay is decoupled, and of the linear layers' matrices only. One learning rate is right for both. Frozen
+    parameters are marked as such, and left out.
+
+    Raises:
+        ValueError: a name of `settings.freeze` begins none of the model's parameters' names.
     """
+    _freeze(model, settings.freeze)
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     hidden = {id(parameter) for parameter in model.layers.parameters()}
     by_muon, decayed, others = [], [], []
     for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
         if id(parameter) not in matrices:
             others.append(parameter)
         elif settings.kind == "muon" and id(parameter) in hidden:
@@ -37,3 +45,14 @@ def build_optimizers(model: ReformerModel, settings: OptimizerSettings) -> list[
     if by_muon:
         optimizers.append(Muon(by_muon, settings.learning_rate, settings.weight_decay))
     return optimizers
+
+
+def _freeze(model: ReformerModel, prefixes: Sequence[str]) -> None:
+    parameters = dict(model.named_parameters())
+    for prefix in prefixes:
+        frozen = [value for name, value in parameters.items() if f"{name}.".startswith(f"{prefix}.")]
+        if not frozen:
+            parts = ", ".join(sorted({name.rsplit(".", maxsplit=1)[0] for name in parameters}))
+            raise ValueError(f"optimizer.freeze names {prefix!r}, but no parameter begins with it; there are {parts}")
+        for parameter in frozen:
+            parameter.requires_grad_(False)

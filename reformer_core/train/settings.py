@@ -159,6 +159,8 @@ class OptimizerSettings(Section):
     """Decoupled; of the linear layers' matrices, not of norms, biases and embeddings."""
     clip_norm: Positive = 1.0
     """Gradients are scaled down to this norm."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that stay as they are, by the beginning of their names, such as `embeddings.positions`."""
 
     @model_validator(mode="after")
     def _shares(self) -> Self:

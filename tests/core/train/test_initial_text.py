@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from reformer_core import ReformerConfig, ReformerModel
+from reformer_core import ReformerModel
 from reformer_core.local_attention import LocalAttention
+from reformer_core.lsh_attention import LSHAttention, normalised_keys
 from reformer_core.train.configurations import text_config
 from reformer_core.train.initial_text import LOOKS, initialise_text
+from reformer_core.train.settings import OptimizerSettings
 
 TOKENS = 512
 START = 70_001  # far from the first position, and odd: parity is that of positions, not of places in a crop
@@ -88,13 +90,26 @@ def test_any_configuration_has_a_beginning(changes: dict[str, Any]) -> None:
         assert mass(local_attention(model, local)[0], 1) > 0.8
 
 
-def test_a_model_without_local_layers_keeps_its_queries() -> None:
-    torch.manual_seed(0)
-    config = dataclasses.replace(ReformerConfig(), attn_layers=("lsh",), num_attention_heads=2)
-    before = ReformerModel(config)
-    torch.manual_seed(0)
-    after = ReformerModel(config)
-    initialise_text(after)
-    assert torch.equal(
-        before.reversible_layers[0].attention.query_key.weight, after.reversible_layers[0].attention.query_key.weight
-    )
+@torch.no_grad()
+def test_noisy_steps_of_adamw_do_not_drown_the_positions() -> None:
+    """They have the learning rate's size, whatever the gradients' is."""
+    model = initial_model()
+    optimizer = torch.optim.AdamW(model.embeddings.parameters(), lr=OptimizerSettings().learning_rate)
+    for _ in range(10):
+        for parameter in model.embeddings.parameters():
+            parameter.grad = 1e-6 * torch.randn_like(parameter)
+        optimizer.step()
+    assert mass(local_attention(model, 0)[0], 1) > 0.8
+
+
+@torch.no_grad()
+def test_lsh_queries_prefer_some_keys_from_the_beginning() -> None:
+    model = initial_model()
+    layer = model.config.attn_layers.index("lsh")
+    attention = model.reversible_layers[layer].attention
+    assert isinstance(attention, LSHAttention)
+    hidden = model.embed(torch.randint(512, (1, TOKENS)), torch.arange(TOKENS))
+    query, _ = attention.project(hidden)
+    logits = query @ normalised_keys(query).transpose(-1, -2)
+    others = ~torch.eye(TOKENS, dtype=torch.bool)
+    assert 1.0 < float(logits[..., others].std()) < 4.0

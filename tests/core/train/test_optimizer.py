@@ -33,6 +33,24 @@ def test_muon_takes_the_matrices_of_the_layers() -> None:
     assert muon.param_groups[0]["weight_decay"] == 0.2
 
 
+def test_frozen_parameters_stay_and_all_others_are_trained() -> None:
+    run = settings({"steps": 2}, optimizer={"freeze": ["embeddings.positions", "layers.0.attention"]})
+    training = trainer(run)
+    before = {name: value.clone() for name, value in training.model.state_dict().items()}
+    for _ in range(2):
+        training.train_step()
+    kept = {name for name, value in training.model.state_dict().items() if torch.equal(value, before[name])}
+    named = {name for name in before if name.startswith(("embeddings.positions.", "layers.0.attention."))}
+    assert named
+    assert kept == named
+
+
+def test_what_is_to_be_frozen_must_exist() -> None:
+    run = settings(optimizer={"freeze": ["embeddings.position"]})
+    with pytest.raises(ValueError, match=r"'embeddings.position', but no parameter .* embeddings.positions.weights, "):
+        trainer(run)
+
+
 @pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 6, 6)])
 def test_orthogonalised_matrices_keep_their_directions(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
