@@ -58,13 +58,7 @@ def leave_by_collection_in_a_cycle(client: Client) -> None:
     gc.collect()
 
 
-LEAVE = [
-    leave_by_break,
-    leave_by_with,
-    leave_by_error,
-    leave_by_close,
-    leave_by_collection_in_a_cycle,
-]
+LEAVE = [leave_by_break, leave_by_with, leave_by_error, leave_by_close, leave_by_collection_in_a_cycle]
 
 
 @pytest.mark.parametrize("leave", LEAVE)
