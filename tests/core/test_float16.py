@@ -32,8 +32,12 @@ def encode(text: bytes) -> torch.Tensor:
     return torch.as_tensor(load_tokenizer(embedded_model_path()).encode(text))
 
 
-def test_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the buckets of float32: a close decision that falls the other way is no error of arithmetic."""
+@cache
+def logits_of_both() -> tuple[torch.Tensor, torch.Tensor, list[float]]:
+    """Logits in float32 and in float16, and how many of each layer's buckets agree.
+
+    With the buckets of float32: a close decision that falls the other way is no error of arithmetic.
+    """
     token_ids, hash_exactly = encode(TEXT), LSHAttention.hash
     exact_buckets: list[torch.Tensor] = []
     agreeing: list[float] = []
@@ -47,17 +51,30 @@ def test_logits(monkeypatch: pytest.MonkeyPatch) -> None:
         agreeing.append(float((hash_exactly(self, query_key) == exact).float().mean()))
         return exact
 
-    with torch.inference_mode():
-        monkeypatch.setattr(LSHAttention, "hash", record)
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LSHAttention, "hash", record)
         exact = model("float32")(token_ids)
-        monkeypatch.setattr(LSHAttention, "hash", replay)
+        patch.setattr(LSHAttention, "hash", replay)
         half = model("float16")(token_ids)
+    assert len(agreeing) == len(exact_buckets) > 0
+    return exact, half, agreeing
+
+
+@pytest.mark.xfail(
+    reason="the model of 2026-11-28 is rounded more: what layer 1's sharp local heads read of the layer norm",
+    strict=True,
+)
+def test_logits() -> None:
+    exact, half, _ = logits_of_both()
+    assert float((half - exact).abs().max()) < 2e-2
+
+
+def test_few_logits_are_farther_off() -> None:
+    exact, half, agreeing = logits_of_both()
     difference = (half - exact).abs()
-    # 2e-2 for all is the aim. With the embedded model of 2026-11-28 it isn't met: 3 tokens in a thousand exceed it.
     assert float((difference < 2e-2).float().mean()) > 0.9999
     assert float((difference.amax(dim=-1) < 2e-2).float().mean()) > 0.99
     assert float(difference.max()) < 5e-2
-    assert len(agreeing) == len(exact_buckets) > 0
     assert min(agreeing) > 0.995
 
 
