@@ -13,6 +13,9 @@ import pytest
 from reformer.v1 import document_pb2
 from reformer_client import AbortedError, AlreadyExistsError, AsyncClient, FailedPreconditionError, NotFoundError
 from reformer_server import ServedModel
+from reformer_server.store.data import DataReader
+from reformer_server.store.manifest import ContentManifest
+from reformer_server.store_archive import StoreArchive
 from tests.server.conftest import Running, running_server
 from tests.server.statuses import refused
 from tests.server.test_real_engine import TEXT, make_engine
@@ -153,15 +156,23 @@ async def test_a_deleted_document_isnt_brought_back(replicas: Replicas) -> None:
 
 
 @pytest.mark.usefixtures("always_fresh")
-async def test_deleted_while_the_other_reads(replicas: Replicas) -> None:
+async def test_deleted_while_the_other_reads(replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = replicas
+    open_reader = StoreArchive.reader
+
+    def all_have_asked() -> bool:
+        return two.metric("document_cache_lookups_total", result="restored") == 4
+
+    async def wait_for_all(archive: StoreArchive, manifest: ContentManifest) -> DataReader:
+        await two.until(all_have_asked)  # whoever asks once it is restored finds it in memory
+        return await open_reader(archive, manifest)
+
+    monkeypatch.setattr(StoreArchive, "reader", wait_for_all)
     await create_document(one, TEXT, document_id="a")
     await until_stored(one, "a")
     expected = await generate(one, "a")
     reading = [asyncio.create_task(generate(two, "a")) for _ in range(4)]  # restored for all of them, once
-    lookups = "document_cache_lookups_total"  # whoever comes once it is restored finds it in memory
-    await two.until(lambda: two.metric(lookups, result="restored") + two.metric(lookups, result="hit") == 4)
-    assert two.metric(lookups, result="restored") >= 1
+    await two.until(all_have_asked)
     await delete(one, "a")
     assert await asyncio.gather(*reading) == [expected] * 4
     for each in replicas:
