@@ -76,6 +76,9 @@ class DocumentService(DocumentServiceServicer):
         self._documents.check_limits(name, tenant.limits)
         self._engine.check_queue(tenant.name)  # before the content is sent
 
+        # grpc.aio forgets that it has sent headers if the first write is cancelled, as `hold` may do; then no status is
+        # sent, and the client waits for ever.
+        await context.send_initial_metadata(())
         async with self._uploads.hold(announced) as upload:
             yield _accepted(name, upload.nbytes)
             await receive(request_iterator, upload)

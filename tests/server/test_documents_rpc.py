@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from reformer.v1 import document_pb2 as pb
+from reformer_server import calls, tenants
+from reformer_server.calls import Context
+from reformer_server.content import DocumentName
 from tests.server.conftest import Running
 from tests.server.statuses import refused
 from tests.server.uploading import TOKEN_IDS, chunk, create, create_document, header, rest, seconds
@@ -160,6 +163,30 @@ async def test_delete_ends_an_upload(running: Running) -> None:
         await call.read()
     with refused(grpc.StatusCode.NOT_FOUND):
         await running.documents.GetDocument(pb.GetDocumentRequest(document_id="a"))
+
+
+@pytest.mark.parametrize("event", ["accepted", "progress"])
+async def test_delete_while_a_response_is_being_sent_ends_the_upload(
+    running: Running, monkeypatch: pytest.MonkeyPatch, event: str
+) -> None:
+    running.engine.step_seconds = 0.005
+    write = calls._write
+    deleted = False
+
+    async def delete_amid(context: Context, response: pb.CreateDocumentResponse) -> None:
+        nonlocal deleted
+        if response.WhichOneof("event") == event and not deleted:
+            deleted = True
+            name = DocumentName(tenants.current().name, "a")
+            asyncio.get_running_loop().call_soon(running.server.uploads.drop, name)
+        await write(context, response)
+
+    monkeypatch.setattr(calls, "_write", delete_amid)
+    with refused(grpc.StatusCode.ABORTED) as refusal:
+        await create(running, [header(TEXT * 20, document_id="a"), chunk(TEXT * 20)], timeout=3)
+    assert refusal.reason == "UPLOAD_ABORTED"
+    assert deleted
+    await running.until_idle()
 
 
 async def test_delete_during_prefill_stops_it(running: Running) -> None:
