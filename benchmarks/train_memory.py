@@ -134,7 +134,7 @@ def build(case: Case) -> tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor]
         their_config = transformers.ReformerConfig(**config.to_dict())  # type: ignore[no-untyped-call]
         theirs = transformers.ReformerModelWithLMHead(their_config).train()  # type: ignore[no-untyped-call]
         return theirs, lambda ids: theirs(input_ids=ids[None, :-1], labels=ids[None, :-1]).loss
-    reversible.KEPT_BYTES = 0 if case.contender == "rebuilt" else sys.maxsize
+    reversible.KEPT_BYTES = reversible.GPU_KEPT_BYTES = 0 if case.contender == "rebuilt" else sys.maxsize
     model = ReformerModel(config).train()
     return model, lambda ids: model.loss(ids[None, :-1], ids[None, 1:], torch.tensor([0]))
 

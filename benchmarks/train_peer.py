@@ -50,6 +50,7 @@ class PeerTraining:
     def __post_init__(self) -> None:
         self._optimizers = build_optimizers(self.peer, self.settings)  # type: ignore[arg-type]  # it has .layers, too
         self._device = self.peer.embeddings.weight.device
+        self._precision = choose_precision("auto", self._device)
         self._generator = torch.Generator().manual_seed(self.seed)
 
     def step(self, text: torch.Tensor) -> None:
@@ -61,7 +62,7 @@ class PeerTraining:
         crops = text[starts + torch.arange(window + 1)].to(self._device)
         torch.manual_seed(self.seed + len(self.losses))  # of the dropout, also when it goes on
         self.peer.train()
-        with computing_in(choose_precision("auto", self._device), self._device):
+        with computing_in(self._precision, self._device):
             logits = self.peer(crops[:, :-1]).float()
             loss = functional.cross_entropy(logits.flatten(0, 1), crops[:, 1:].flatten())
         self.peer.eval()
