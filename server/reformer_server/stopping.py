@@ -1,8 +1,7 @@
 """How a server ends without anybody losing anything: new documents first, then new calls, then what runs.
 
 A client that has been told of a new document asks about it next, and once this server isn't ready, another one gets the
-question. So this one stays ready until the store has what clients know of, but takes no new documents meanwhile; those
-that it is still reading are told of only when the store has them.
+question. So this one stays ready until the store has what clients know of, but takes no new documents meanwhile.
 """
 
 import asyncio
@@ -15,6 +14,10 @@ from reformer_server.entries import Entry
 from reformer_server.errors import DrainingError
 from reformer_server.health import Health
 from reformer_server.write_behind import WriteBehind
+
+UNTOLD_SECONDS = 1.0
+"""How long the store may take for a new document before its client is told of it nonetheless, by a server that goes on.
+Meanwhile calls may begin to go to another server at any time: one that is back, or in the place of one that stops."""
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +64,10 @@ class Stopping:
             self._engine.post(lambda engine: engine.fail_all(DrainingError()))
 
     async def before_told(self, entry: Entry) -> None:
-        """Comes before a client is told of a new document."""
-        if self._write_behind is not None and not self._admission.takes_documents:
-            await self._in_time(self._write_behind.until_written(entry), self._grace_seconds())
+        """Comes before a client is told of a new document: any server that is asked next should find it stored."""
+        if self._write_behind is not None:
+            seconds = UNTOLD_SECONDS if self._admission.takes_documents else self._grace_seconds()
+            await self._in_time(self._write_behind.until_written(entry), seconds)
 
     async def _close(self) -> None:
         if self._write_behind is not None:

@@ -13,8 +13,9 @@ import pytest
 
 from benchmarks.bars import Bar
 from benchmarks.serving import ServerProcess
-from reformer_client import Client, DataLossError, NotFoundError, ReformerError, RetryPolicy
+from reformer_client import Client, DataLossError, Document, NotFoundError, ReformerError, RetryPolicy
 from reformer_server.errors import StoredDocumentDamagedError
+from reformer_server.store.blobs import UNFINISHED
 from reformer_server.store.document_store import DocumentStore
 from tests.faults.campaign import Campaign
 from tests.faults.conftest import Start
@@ -33,29 +34,23 @@ def answer(client: Client, number: int) -> list[int]:
     return [token.id for token in document.generate(PROMPT, max_tokens=5, temperature=0)]
 
 
-def create(client: Client, number: int) -> None:
-    client.documents.create(content(number), document_id=f"d{number}")
+def create(client: Client, number: int) -> Document:
+    """Returns when the store has it."""
+    return client.documents.create(content(number), document_id=f"d{number}")
 
 
-def is_stored(client: Client, number: int) -> bool:
-    return client.documents.get(f"d{number}").stored
+def when_it_writes(folder: Path, work: Callable[[], object]) -> threading.Thread:
+    """Does the work as soon as a content is being written in there."""
+    before = {*folder.rglob(f"*{UNFINISHED}")}
 
+    def wait() -> None:
+        while {*folder.rglob(f"*{UNFINISHED}")} <= before:
+            time.sleep(0.001)
+        work()
 
-def seconds_of(work: Callable[[], object]) -> float:
-    began = time.monotonic()
-    work()
-    return time.monotonic() - began
-
-
-def until_stored(client: Client, number: int) -> None:
-    while not is_stored(client, number):
-        time.sleep(0.002)
-
-
-def killed_after(server: ServerProcess, seconds: float) -> threading.Timer:
-    timer = threading.Timer(seconds, server.process.kill)
-    timer.start()
-    return timer
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
 
 
 def damaged(store: DocumentStore) -> list[str]:
@@ -77,18 +72,26 @@ def damaged(store: DocumentStore) -> list[str]:
 @pytest.mark.timeout(7200)
 def test_killed_while_storing_and_restoring(start: Start, campaign: Campaign, tmp_path: Path) -> None:
     fault, chance = "SIGKILL while storing or restoring", random.Random(1)
-    options = ("--store", tmp_path / "store", "--max-lease", "7d", "--default-lease", "7d")
+    folder, moments = tmp_path / "store", []
+    options = ("--store", folder, "--max-lease", "7d", "--default-lease", "7d")
     with Client((server := start(*options)).address) as client:
+        when_it_writes(folder, lambda: moments.append(time.monotonic()))
         create(client, 0)
-        work_seconds = seconds_of(lambda: until_stored(client, 0))  # a restore takes about as long
+        work_seconds = time.monotonic() - moments[0]  # a restore takes about as long
         expected = {0: answer(client, 0)}
         server.stop()
 
-    store, stored = DocumentStore(str(tmp_path / "store")), {0}
+    store, stored = DocumentStore(str(folder)), {0}
     unfinished, lost, half, wrong = 0, 0, 0, 0
     times = campaign.times(fault)
+    unharmed = start()
     for number in range(1, times + 1):
         server = start(*options)
+
+        def kill_later(server: ServerProcess = server, seconds: float = chance.uniform(0, 1.3 * work_seconds)) -> None:
+            time.sleep(seconds)
+            server.process.kill()
+
         with Client(server.address, retry=ONCE) as client:
             latest = max(expected)  # which the one before was killed for: whole, or not there at all
             try:
@@ -98,19 +101,24 @@ def test_killed_while_storing_and_restoring(start: Start, campaign: Campaign, tm
             others = sorted(stored - {latest})
             storing = number % 2 == 1 or not others
             if storing:
-                create(client, number)
-                expected[number] = answer(client, number)
-            timer = killed_after(server, chance.uniform(0, 1.3 * work_seconds))
+                with Client(unharmed.address) as other_client:
+                    create(other_client, number)
+                    expected[number] = answer(other_client, number)
+                    other_client.documents.delete(f"d{number}")
+                killer = when_it_writes(folder, kill_later)
+            else:
+                killer = threading.Thread(target=kill_later)
+                killer.start()
             try:
                 if storing:
-                    until_stored(client, number)
-                    stored.add(number)
+                    if create(client, number).stored:
+                        stored.add(number)
                 else:
                     other = chance.choice(others)
                     wrong += answer(client, other) != expected[other]
             except ReformerError:
                 unfinished += 1
-            timer.join()
+            killer.join()
             server.process.wait(30)
         half += len(damaged(store))
         lost += len(stored - {int(record.document_id[1:]) for record in store.records("anonymous")})

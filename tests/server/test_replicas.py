@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -71,6 +72,21 @@ async def test_the_same_content_at_the_same_time(replicas: Replicas, tmp_path: P
     assert len(data_files(tmp_path / "store")) in (1, 2), "what one of them wrote in vain is cleared away later"
     await delete(replicas[0], "a")
     assert record.stored
+
+
+async def test_a_client_is_told_when_the_other_one_knows(replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy may send the client's next call there: a replica that comes back takes its documents' calls at once."""
+    one, two = replicas
+    keep = one.server.archive.keep
+
+    async def keep_later(*arguments: Any) -> None:
+        await asyncio.sleep(0.2)
+        await keep(*arguments)
+
+    monkeypatch.setattr(one.server.archive, "keep", keep_later)
+    created = await create_document(one, TEXT, document_id="a")
+    assert created.stored
+    assert await generate(two, "a")
 
 
 @pytest.mark.usefixtures("always_fresh")

@@ -21,9 +21,10 @@ GRACE_SECONDS = 20.0
 
 
 class SlowStore:
-    """Keeps nothing until a test says so."""
+    """Keeps nothing until a test says so; clients are told after a moment."""
 
     def __init__(self, running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("reformer_server.stopping.UNTOLD_SECONDS", 0.1)
         self.may_write = asyncio.Event()
         archive = running.server.archive
         keep = archive.keep  # type: ignore[attr-defined]

@@ -270,7 +270,8 @@ class Document(_message.Message):
     """True if this call computed nothing, because the same content was already there."""
     stored: _builtins.bool
     """Whether the server's document store has it, so that it outlives a restart, and every server that
-    shares the store can answer from it. It is written behind: a moment after the document is ready.
+    shares the store can answer from it. CreateDocument waits for that for a second at most; a longer
+    document is written behind.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
