@@ -4,7 +4,7 @@
     python -m benchmarks.streams --quick    # short documents, up to 4 streams
 
 The embedded text model, sampling included: through the engine, on one document and on a different document for each
-stream; and whole calls through `reformer serve` with the SDK, a thread a stream.
+stream; and whole calls through `reformer serve` with the SDK, a thread a stream. One stream in each number format.
 """
 
 import json
@@ -26,6 +26,7 @@ from benchmarks.serving import serving
 from reformer_client import Client, Document
 from reformer_core import Document as EngineDocument
 from reformer_core import Engine, embedded_model_path
+from reformer_core.placement import DTYPES
 
 STREAMS, QUICK_STREAMS = (1, 2, 4, 8, 16), (1, 2, 4)
 DOCUMENT_TOKENS, QUICK_DOCUMENT_TOKENS = 16384, 2048
@@ -46,6 +47,15 @@ def measure_engine(engine: Engine, streams: Sequence[int], document_tokens: int)
             contenders[f"{kind} {count}"] = partial(_decode_together, engine, read)
     timings = in_turns(contenders, repeats=TURNS)
     return {kind: {count: timings[f"{kind} {count}"] for count in streams} for kind in (ONE, DIFFERENT)}
+
+
+def measure_formats(document_tokens: int) -> dict[str, Timing]:
+    """One stream through engines of each number format: seconds for `TOKENS` tokens."""
+    text, contenders = read_tokens(NOVEL, document_tokens), {}
+    for dtype in DTYPES:
+        engine = embedded_engine(dtype=dtype)
+        contenders[dtype] = partial(_decode_together, engine, [engine.prefill(text)])
+    return in_turns(contenders, repeats=TURNS)
 
 
 def _decode_together(engine: Engine, documents: Sequence[EngineDocument]) -> list[float]:
@@ -100,9 +110,10 @@ def rates(timings: dict[str, dict[int, Timing]]) -> Rates:
     }
 
 
-def bars(found: Rates) -> list[Bar]:
-    """Of design and issue."""
-    single = Bar("tokens/s of one stream, engine", found[ONE][1], least=300)
+def bars(found: Rates, formats: dict[str, float]) -> list[Bar]:
+    """Of design and issue. `formats`: tokens a second of one stream in each."""
+    fastest = max(formats, key=formats.__getitem__)
+    single = Bar(f"tokens/s of one stream, engine, {fastest}", formats[fastest], least=300)
     most = max(found[ONE])
     together = [
         Bar(f"tokens/s of {most} streams ÷ one stream's, {kind}", found[kind][most] / found[kind][1], least=6)
@@ -111,7 +122,7 @@ def bars(found: Rates) -> list[Bar]:
     return [single, *together]
 
 
-def show(name: str, found: Rates) -> None:
+def show(name: str, found: Rates, formats: dict[str, float]) -> None:
     """Prints the tables and draws the plot."""
     rows = []
     for count in found[ONE]:
@@ -121,7 +132,8 @@ def show(name: str, found: Rates) -> None:
         ]
         rows.append([count, *cells])
     print(markdown_table(["streams", *(f"tokens/s, {kind}" for kind in found)], rows))
-    print(bar_table(bars(found)))
+    print(markdown_table(["one stream in", "tokens/s"], [[dtype, f"{rate:,.0f}"] for dtype, rate in formats.items()]))
+    print(bar_table(bars(found, formats)))
     with plot(name) as (axes,):
         for kind, of_kind in found.items():
             axes.plot(list(of_kind), list(of_kind.values()), marker="o", label=kind)
@@ -140,14 +152,16 @@ def main(quick: bool) -> None:
     engine = embedded_engine(max_running=max(streams))
     timings = measure_engine(engine, streams, document_tokens)
     dtype = str(engine.model.dtype)
-    del engine  # the server needs memory, too
+    del engine  # the others need memory, too
+    formats = {dtype: TOKENS / timing.median_seconds for dtype, timing in measure_formats(document_tokens).items()}
     timings[SERVER] = measure_server((1, max(streams)), document_tokens)
     found = rates(timings)
     name = "streams_quick" if quick else "streams"
-    judged = [{**asdict(bar), "met": bar.met} for bar in bars(found)]
+    judged = [{**asdict(bar), "met": bar.met} for bar in bars(found, formats)]
     record = {"dtype": dtype, "document_tokens": document_tokens, "timings": timings, "tokens_a_second": found}
+    record["tokens_a_second_by_format"] = formats
     save(name, {**record, "bars": judged})
-    show(name, found)
+    show(name, found, formats)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Decode steps on a GPU as CUDA graphs: hundreds of small kernels, launched as one.
+"""Decode steps that are recorded once and then repeated: on a GPU as CUDA graphs, on a CPU as lists of kernels.
 
-A step has fixed shapes and looks at no value, so that what was recorded once can be repeated for any sessions: the
-table's rows, and a buffer for the token ids, are where they were. There is a graph for each batch size; a smaller batch
-isn't padded, for the rows after it are other sessions'. On a CPU the step simply runs.
+A step has fixed shapes and looks at no value, so that what was recorded can be repeated for any sessions: the table's
+rows, and a buffer for the token ids, are where they were. There is a recording for each batch size; a smaller batch
+isn't padded, for the rows after it are other sessions'. On a CPU large steps aren't recorded, and just run.
 """
 
 import logging
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -14,7 +14,9 @@ import torch
 
 from reformer_core.errors import lacks_memory
 from reformer_core.incremental import decode_step, tail_capacity_for
+from reformer_core.memory_plan import MemoryPlan
 from reformer_core.model import ReformerModel
+from reformer_core.recorded_kernels import RECORDED_WORK, Recording
 from reformer_core.session_table import SessionTable
 from reformer_core.transfers import to_device
 
@@ -32,7 +34,11 @@ class DecodeSteps:
         self._model, self._table = model, table
         self._token_ids = torch.zeros(table.sessions, dtype=torch.long, device=model.device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        # By batch and tail capacity, the latest last; None: it would keep too much memory.
+        self._recordings: OrderedDict[tuple[int, int], Recording | None] = OrderedDict()
+        self._recorded_bytes = MemoryPlan(model.config, model.dtype, 1, model.device).recorded_bytes(table.sessions)
         self._use_graphs = model.device.type == "cuda"
+        self._is_on_cpu = model.device.type == "cpu"
         self._parameters = model.num_parameters
         self._steps_without: Counter[int] = Counter()  # steps of a batch size that has no graph yet
 
@@ -58,8 +64,29 @@ class DecodeSteps:
                 self._record(batch, tail_capacity)
 
     def _run(self, batch: int, tail_capacity: int) -> None:
-        with one_thread() if batch * self._parameters <= ONE_THREAD_WORK else nullcontext():
-            decode_step(self._model, self._table, self._token_ids[:batch], tail_capacity)
+        work = batch * self._parameters
+        with one_thread() if work <= ONE_THREAD_WORK else nullcontext():
+            if self._is_on_cpu and work <= RECORDED_WORK:
+                self._repeat(batch, tail_capacity)
+            else:
+                self._step(batch, tail_capacity)
+
+    def _step(self, batch: int, tail_capacity: int) -> None:
+        decode_step(self._model, self._table, self._token_ids[:batch], tail_capacity)
+
+    def _repeat(self, batch: int, tail_capacity: int) -> None:
+        """Takes a step on a CPU as the first one of its shape was taken, which is recorded."""
+        shape, recordings = (batch, tail_capacity), self._recordings
+        if shape not in recordings:
+            recording = Recording(lambda: self._step(batch, tail_capacity))
+            recordings[shape] = recording if recording.nbytes <= self._recorded_bytes else None
+            while sum(each.nbytes for each in recordings.values() if each) > self._recorded_bytes:
+                recordings.popitem(last=False)
+        elif (known := recordings[shape]) is None:
+            self._step(batch, tail_capacity)
+        else:
+            recordings.move_to_end(shape)
+            known.replay()
 
     def _record(self, batch: int, tail_capacity: int) -> None:
         """Records the step that was just taken, which has warmed the kernels up; recording takes no step."""

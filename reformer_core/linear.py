@@ -7,13 +7,16 @@ from reformer_core.placement import product_dtype
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x W^T + b: [..., in], [out, in] and [out] -> [..., out], in the `product_dtype` of the weight.
+    """x W^T + b: [..., in], [out, in] and [out] -> [..., out], in the format that it is computed in.
 
-    The converted weight is not kept: a slice of tokens shares it, and in time it is little beside its product.
+    That is the `product_dtype` of the weight. But a single row is multiplied by float16 weights as they are, on CPUs as
+    well: their kernel for that adds in float32, and what it takes is the time to read the weights.
+
+    A converted weight is not kept: a slice of tokens shares it, and in time it is little beside its product.
     """
     dtype = product_dtype(weight.dtype, weight.device)
-    if dtype == weight.dtype:
-        return nn.functional.linear(x, weight, bias)
+    if dtype == weight.dtype or (dtype == torch.float32 and weight.dtype == torch.float16 and _is_one_row(x)):
+        return nn.functional.linear(x.to(weight.dtype), weight, bias)
     return nn.functional.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
@@ -31,3 +34,7 @@ class Linear(nn.Linear):
         if product_dtype(weight.dtype, weight.device) == weight.dtype:  # mostly; it counts when a step decodes
             return nn.functional.linear(x, weight, self.bias)
         return linear(x, weight, self.bias).to(x.dtype)
+
+
+def _is_one_row(x: torch.Tensor) -> bool:
+    return x.numel() == x.shape[-1]

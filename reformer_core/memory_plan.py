@@ -21,9 +21,12 @@ from reformer_core.head_loss import HEAD_BLOCK_TOKENS
 from reformer_core.model import ReformerModel
 from reformer_core.pages import PageLayout, PagePool
 from reformer_core.placement import product_dtype
+from reformer_core.recorded_kernels import RECORDED_WORK
 from reformer_core.session_table import SessionTable, tail_capacity
 from reformer_core.slicing import extend_tokens, slice_tokens
 
+# What a step of all sessions leaves when it is recorded, in steps while they run: those of the embedded models take 2.
+RECORDED_STEPS = 3
 # So many workspaces, each a quarter of the one before: a document waits only for those less than four times as long.
 WORKSPACES, WORKSPACE_RATIO = 4, 4
 CPU = torch.device("cpu")
@@ -158,9 +161,14 @@ class MemoryPlan:
             row.append(chunks * c.lsh_attn_chunk_length * (2 * size * (item + self._converted_item) + 24))
         return max(sessions, extend_tokens(c, self.device)) * max(row)
 
+    def recorded_bytes(self, sessions: int) -> int:
+        """What the steps that are recorded on a CPU may keep of the results in all layers."""
+        is_recorded = self.device.type == "cpu" and self.weights_bytes // self.dtype.itemsize <= RECORDED_WORK
+        return RECORDED_STEPS * self.step_bytes(sessions) if is_recorded else 0
+
     def fixed_bytes(self, sessions: int) -> int:
         """All that an engine for documents up to this length takes besides pages."""
-        while_running = sum(self.workspaces) + self.step_bytes(sessions)
+        while_running = sum(self.workspaces) + self.step_bytes(sessions) + self.recorded_bytes(sessions)
         return self.weights_bytes + sessions * self.session_bytes + while_running
 
     def serving_bytes(self, sessions: int) -> int:

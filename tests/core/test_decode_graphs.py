@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +10,19 @@ import torch
 from reformer_core import decode_graphs
 from reformer_core.decode_graphs import DecodeSteps
 from reformer_core.incremental import decode_step
+from reformer_core.model import ReformerModel
 from reformer_core.session import Session
-from tests.core.tiny import open_session, random_tokens, tiny_model
+from reformer_core.session_table import SessionTable
+from tests.core.models import random_model, small_config
+from tests.core.tiny import open_session, random_tokens, read_document, tiny_model, tiny_pool
 
 TAIL = 16
+MODELS: tuple[dict[str, Any], ...] = (
+    {},
+    {"attn_layers": ("lsh", "lsh"), "num_hashes": 1, "num_buckets": (4, 8), "hidden_act": "gelu"},
+    {"attn_layers": ("local", "local"), "hidden_act": "silu"},
+    {"axial_pos_embds": False, "lsh_num_chunks_before": 2, "local_num_chunks_before": 0},
+)
 
 
 class Recorder:
@@ -79,7 +89,7 @@ def test_a_step_runs_is_recorded_and_then_replayed(recorder: Recorder) -> None:
     recorder.log.clear()
     with open_session(model, text) as session:
         steps = DecodeSteps(model, session.table)
-        steps._use_graphs = True
+        steps._use_graphs, steps._is_on_cpu = True, False
         found = logits_after(steps, session, ids)
         assert recorder.log == ["run", "record in None", *["replay"] * 5]
         recorder.log.clear()
@@ -94,7 +104,7 @@ def test_steps_run_on_if_they_cannot_be_recorded(recorder: Recorder, caplog: pyt
     recorder.fails = RuntimeError("operation not permitted when stream is capturing")
     with open_session(model, random_tokens(model, 20)) as session:
         steps = DecodeSteps(model, session.table)
-        steps._use_graphs = True
+        steps._use_graphs, steps._is_on_cpu = True, False
         logits_after(steps, session, [1, 2, 3])
         assert session.length == 23
     assert recorder.log == ["run", "record in None", "run", "run"]
@@ -106,7 +116,7 @@ def test_without_memory_to_record_it_is_tried_again(recorder: Recorder, caplog: 
     recorder.fails = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
     with open_session(model, random_tokens(model, 20)) as session:
         steps = DecodeSteps(model, session.table)
-        steps._use_graphs = True
+        steps._use_graphs, steps._is_on_cpu = True, False
         logits_after(steps, session, [1])
         recorder.fails = None
         logits_after(steps, session, [2, 3])
@@ -121,7 +131,7 @@ def test_a_lack_of_memory_that_lasts_is_told_once(recorder: Recorder, caplog: py
     recorder.fails = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
     with open_session(model, random_tokens(model, 20)) as session:
         steps = DecodeSteps(model, session.table)
-        steps._use_graphs = True
+        steps._use_graphs, steps._is_on_cpu = True, False
         logits_after(steps, session, [1] * 12)
     assert len(caplog.records) == 1
     assert recorder.log.count("run") == 12
@@ -134,11 +144,69 @@ def test_graphs_look_at_whole_tails() -> None:
     with open_session(model, random_tokens(model, 20)) as session:
         steps = DecodeSteps(model, session.table)
         assert (steps.tail_capacity(3), session.table.tail_capacity) == (16, 32)
-        steps._use_graphs = True
+        steps._use_graphs, steps._is_on_cpu = True, False
         assert steps.tail_capacity(3) == 32
 
 
-def test_on_a_cpu_nothing_is_recorded(recorder: Recorder) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("values", MODELS)
+def test_on_a_cpu_small_steps_are_recorded(recorder: Recorder, values: dict[str, Any], dtype: torch.dtype) -> None:
+    """Repeated, they do what `decode_step` does, bit for bit: for other tokens, longer tails, and other sessions."""
+    model = random_model(small_config(**values)).to(dtype)
+    recorded, run = (taken_steps(model, are_recorded=each) for each in (True, False))
+    assert recorder.log == ["run"] * (3 + 16), "one for each batch size and tail"
+    assert all(torch.equal(x, y) for x, y in zip(recorded, run, strict=True))
+
+
+def taken_steps(model: ReformerModel, *, are_recorded: bool) -> list[torch.Tensor]:
+    """The logits after each of sixteen steps, and all that the sessions hold in the end."""
+    pool = tiny_pool(model)
+    pool.entries.zero_()
+    document = read_document(model, pool, random_tokens(model, 50))
+    table = SessionTable(model.config, pool, 4, 4 * TAIL)
+    steps = DecodeSteps(model, table)
+    steps._is_on_cpu = are_recorded
+    logits = []
+    with Session(table, document) as first, Session(table, document) as second:
+        document.close()  # lives as long as its sessions
+        for sessions, tail in [([first], TAIL), ([first, second], TAIL), ([second], TAIL), ([second], 2 * TAIL)] * 4:
+            table.arrange(sessions)
+            for session in sessions:
+                session.reserve(1)
+            steps.take([len(logits) % 7 + session.row for session in sessions], tail)
+            for session in sessions:
+                session.appended(1)
+            logits.append(table.next_logits.clone())
+        return [
+            *logits,
+            *(x.clone() for x in vars(table).values() if isinstance(x, torch.Tensor)),
+            table.pool.rows.clone(),
+        ]
+
+
+def test_recordings_keep_little_memory(recorder: Recorder) -> None:
+    """Those of the longest ago go; and what is too large alone runs each time."""
+    model = tiny_model()
+    with open_session(model, random_tokens(model, 20)) as session:
+        steps = DecodeSteps(model, session.table)
+        logits_after(steps, session, [1])
+        [recording] = steps._recordings.values()
+        assert recording is not None
+        steps._recorded_bytes = 3 * recording.nbytes
+        for tail in (32, 16, 64, 16, 32, 64):
+            logits_after(steps, session, [1], tail)
+            assert sum(each.nbytes for each in steps._recordings.values() if each) <= 3 * recording.nbytes
+        assert recorder.log == ["run"] * 5
+        assert [tail for _, tail in steps._recordings] == [32, 64]
+        steps._recorded_bytes = recording.nbytes - 1
+        recorder.log.clear()
+        logits_after(steps, session, [1, 2, 3])
+        assert recorder.log == ["run"] * 3
+        assert [*steps._recordings.values()] == [None]
+
+
+def test_large_steps_run_each_time(monkeypatch: pytest.MonkeyPatch, recorder: Recorder) -> None:
+    monkeypatch.setattr(decode_graphs, "RECORDED_WORK", 10)
     model = tiny_model()
     with open_session(model, random_tokens(model, 20)) as session:
         logits_after(DecodeSteps(model, session.table), session, [1, 2])

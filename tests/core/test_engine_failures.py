@@ -270,7 +270,7 @@ def test_error_in_a_decode_step_ends_the_batch_and_nobody_else(
     run_until(engine, lambda: len(readers[1].ids) == 2 and len(readers[0].ids) > 4)
     waiting = engine.submit_score(random_tokens(engine.model, 100), score)
     with monkeypatch.context() as patch:
-        patch.setattr("reformer_core.decode_graphs.decode_step", _raise(BrokenError("in a step")))
+        patch.setattr("reformer_core.decode_graphs.DecodeSteps.take", _raise(BrokenError("in a step")))
         engine.step()
     assert isinstance(readers[0].error, BrokenError)
     assert requests[1].phase == "decode"

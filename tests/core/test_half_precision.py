@@ -28,11 +28,12 @@ def cpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Products(TorchDispatchMode):
-    """Counts matrix products, and those of 16-bit numbers."""
+    """Counts matrix products, and those of 16-bit numbers; single rows of float16, which have a kernel, apart."""
 
     def __init__(self) -> None:
         super().__init__()
         self.all = 0
+        self.rows = 0
         self.half: list[str] = []
 
     def __torch_dispatch__(
@@ -41,7 +42,10 @@ class Products(TorchDispatchMode):
         if any(product in function._schema.name for product in PRODUCTS):
             self.all += 1
             tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-            if any(tensor.is_floating_point() and tensor.dtype.itemsize == 2 for tensor in tensors):
+            rows = args["addmm" in function._schema.name]
+            if rows.dtype == torch.float16 and rows.numel() == rows.shape[-1]:
+                self.rows += 1
+            elif any(tensor.is_floating_point() and tensor.dtype.itemsize == 2 for tensor in tensors):
                 self.half.append(function._schema.name)
         return function(*args, **(kwargs or {}))
 
@@ -82,6 +86,17 @@ def test_no_product_is_computed_in_16_bits(dtype: torch.dtype, path: Path) -> No
         path(model, random_tokens(model, TOKENS))
     assert products.all > 10
     assert products.half == []
+    assert (products.rows > 0) is (dtype == torch.float16 and path in (after_a_document, extended, decoded))
+
+
+def test_a_single_row_in_float16() -> None:
+    """Added in float32, and only then rounded."""
+    layer = Linear(4096, 3).half()
+    x = torch.full((1, 4096), 0.5, dtype=torch.float16)
+    with torch.no_grad():
+        layer.weight.fill_(2**-12)  # float16 would lose each of the later ones
+        layer.bias.zero_()
+        assert torch.equal(layer(x), torch.full((1, 3), 0.5, dtype=torch.float16))
 
 
 def test_where_the_cpu_multiplies_bfloat16_it_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def submit(engine: Engine, what: str, reader: Reader) -> Request:
 
 
 @pytest.mark.parametrize(
-    ("what", "place"), [("prefill", "lsh_pass.attend_slots"), ("generate", "decode_graphs.decode_step")]
+    ("what", "place"), [("prefill", "lsh_pass.attend_slots"), ("generate", "decode_graphs.DecodeSteps.take")]
 )
 def test_the_engine_stops(monkeypatch: pytest.MonkeyPatch, what: str, place: str) -> None:
     engine, reader, other = tiny_engine(text_model()), Reader(), Reader(room=0)
@@ -38,7 +38,7 @@ def test_the_engine_stops(monkeypatch: pytest.MonkeyPatch, what: str, place: str
 
 
 @pytest.mark.parametrize(
-    ("what", "place"), [("prefill", "lsh_pass.attend_slots"), ("generate", "decode_graphs.decode_step")]
+    ("what", "place"), [("prefill", "lsh_pass.attend_slots"), ("generate", "decode_graphs.DecodeSteps.take")]
 )
 def test_memory_that_cuda_itself_lacks_loses_nothing(monkeypatch: pytest.MonkeyPatch, what: str, place: str) -> None:
     """As for pinned memory, or within a library: it doesn't come from torch's allocator, and has another class."""

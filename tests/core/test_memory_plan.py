@@ -13,6 +13,7 @@ from reformer_core.errors import OutOfMemoryError, TooManyTokensError
 from reformer_core.incremental import decode_step, extend_slice
 from reformer_core.pages import PageLayout, PagePool
 from reformer_core.prefill import Prefill
+from reformer_core.recorded_kernels import Recording
 from reformer_core.sampling import BatchSampling, sample
 from reformer_core.session import Session
 from reformer_core.session_table import SessionTable
@@ -148,6 +149,22 @@ def test_a_step(model: ReformerModel) -> None:
     rows_of_plan = max(sessions, len(slice_ids))
     a_row = max(max(decoding.peak_bytes, choosing.peak_bytes) / sessions, extending.peak_bytes / len(slice_ids))
     assert plan.step_bytes(sessions) == pytest.approx(a_row * rows_of_plan, rel=0.1)
+
+
+def test_recorded_steps(model: ReformerModel) -> None:
+    """Of 16 sessions with full tails."""
+    sessions = 16
+    plan = plan_for(model, 1)
+    table = SessionTable(model.config, pool_for(model, plan, more_pages=200), sessions)
+    table.length.fill_(1)
+    token_ids = torch.zeros(sessions, dtype=torch.long)
+    recording = Recording(lambda: decode_step(model, table, token_ids, table.tail_capacity))
+    assert plan.recorded_bytes(sessions) / 6 < recording.nbytes < plan.recorded_bytes(sessions)
+
+
+def test_large_models_record_nothing() -> None:
+    config = served_config(hidden_size=768, axial_pos_embds_dim=(256, 512), feed_forward_size=50_000)
+    assert MemoryPlan(config, torch.float32, 1).recorded_bytes(16) == 0
 
 
 # -- an engine's memory

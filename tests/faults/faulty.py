@@ -37,7 +37,7 @@ FAULTS: dict[str, tuple[str, str, Callable[[], None]]] = {
     "extend": ("reformer_core.extend", "extend_slice", allocation_fails),
     "sample": ("reformer_core.decoding", "sample", allocation_fails),
     "restore": ("reformer_core.pages:PagePool", "write_raw", allocation_fails),
-    "decode": ("reformer_core.decode_graphs", "decode_step", allocation_fails),
+    "decode": ("reformer_core.decode_graphs:DecodeSteps", "take", allocation_fails),
 }
 """Where each happens, in which function, and what."""
 

@@ -117,7 +117,7 @@ async def test_no_room_for_another_document(served_model: ServedModel) -> None:
         assert responses[-1].document.tokens == len(TEXT)
 
 
-@pytest.mark.parametrize("place", ["lsh_pass.attend_slots", "extend.extend_slice", "decode_graphs.decode_step"])
+@pytest.mark.parametrize("place", ["lsh_pass.attend_slots", "extend.extend_slice", "decode_graphs.DecodeSteps.take"])
 async def test_the_device_has_no_memory_left(real: Running, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     """Reading a document, its prompt, or decoding: that call may be made again, and the next one succeeds."""
 

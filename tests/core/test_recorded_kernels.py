@@ -1,0 +1,82 @@
+"""Computations that are recorded once: run again, they do what they did, on what their tensors hold by then."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from reformer_core.recorded_kernels import Recording
+
+Computation = Callable[[torch.Tensor, torch.Tensor], None]
+
+
+def views(x: torch.Tensor, out: torch.Tensor) -> None:
+    out.view(2, 8)[:, ::2].copy_(x.reshape(4, 4).t().reshape(2, 8)[:, 1::2])
+
+
+def constants(x: torch.Tensor, out: torch.Tensor) -> None:
+    ahead = torch.arange(16) * 3 % 16
+    out.copy_(x.take(ahead) + ahead.flip(0))
+
+
+def accumulators(x: torch.Tensor, out: torch.Tensor) -> None:
+    sums = torch.zeros(4).scatter_add_(0, torch.arange(16) % 4, x)
+    out.copy_(sums.repeat(4))
+
+
+def constants_written_to(x: torch.Tensor, out: torch.Tensor) -> None:
+    ahead = torch.arange(16)
+    doubled = ahead * 2
+    ahead[3:].add_(1).mul_(x[3:].sign().long())
+    out.copy_(ahead + doubled)
+
+
+def several_results(x: torch.Tensor, out: torch.Tensor) -> None:
+    values, places = x.view(4, 4).max(dim=1)
+    out.view(4, 4).copy_(values + places.unsqueeze(1))
+
+
+def without_such_a_kernel(x: torch.Tensor, out: torch.Tensor) -> None:
+    """torch's layer norm can't write to where its result was."""
+    out.copy_(torch.nn.functional.layer_norm(x.to(torch.float64), (16,)).to(torch.float32))
+
+
+def masks(x: torch.Tensor, out: torch.Tensor) -> None:
+    out.copy_(torch.where((x > 0) & (x < 1), x, -1.0).masked_fill_(x > 2, 7.0))
+
+
+COMPUTATIONS = (views, constants, constants_written_to, accumulators, several_results, without_such_a_kernel, masks)
+
+
+@pytest.mark.parametrize("computation", COMPUTATIONS)
+def test_it_computes_anew(computation: Computation) -> None:
+    x, out, expected = torch.zeros(16), torch.zeros(16), torch.zeros(16)
+    x.fill_(2.0)
+    recording = Recording(lambda: computation(x, out))
+    assert recording.nbytes < 4096
+    for seed in range(3):
+        x.copy_(torch.randn(16, generator=torch.Generator().manual_seed(seed)))
+        computation(x, expected)
+        out.zero_()
+        recording.replay()
+        assert torch.equal(out, expected)
+
+
+def test_recording_runs_it_once() -> None:
+    x = torch.zeros(3)
+    recording = Recording(lambda: x.add_(1))
+    assert x.tolist() == [1, 1, 1]
+    recording.replay()
+    assert x.tolist() == [2, 2, 2]
+
+
+def test_views_and_constants_are_no_kernels() -> None:
+    x, out = torch.zeros(16), torch.zeros(16)
+    assert len(Recording(lambda: views(x, out))) == 2, "the copy of what is no view, and the copy"
+    assert len(Recording(lambda: constants(x, out))) == 3, "take, add, copy"
+
+
+@pytest.mark.parametrize("look", [lambda x: x.sum().item(), lambda x: x.nonzero(), lambda x: x[x > 0]])
+def test_what_looks_at_values_cannot_be_recorded(look: Callable[[torch.Tensor], object]) -> None:
+    with pytest.raises(ValueError, match="may look at values"):
+        Recording(lambda: look(torch.ones(3)))
