@@ -23,6 +23,7 @@ from reformer_core.transfers import to_device
 # Multiply-adds of a step that more threads of a CPU make a few per cent faster, while nobody else wants their cores.
 # Where somebody does, as a server's event loop does for each token, waiting for them makes the step half as long again.
 ONE_THREAD_WORK = 2**24
+OFTEN = 64  # recording a step takes as long as a few steps
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +35,14 @@ class DecodeSteps:
         self._model, self._table = model, table
         self._token_ids = torch.zeros(table.sessions, dtype=torch.long, device=model.device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        # By batch and tail capacity, the latest last; None: it would keep too much memory.
-        self._recordings: OrderedDict[tuple[int, int], Recording | None] = OrderedDict()
+        self._recordings: OrderedDict[tuple[int, int], Recording] = OrderedDict()  # by batch and tail capacity
         self._recorded_bytes = MemoryPlan(model.config, model.dtype, 1, model.device).recorded_bytes(table.sessions)
+        self._row_bytes = 0.0  # of a recording, for each session of the batch
         self._use_graphs = model.device.type == "cuda"
         self._is_on_cpu = model.device.type == "cpu"
         self._parameters = model.num_parameters
         self._steps_without: Counter[int] = Counter()  # steps of a batch size that has no graph yet
+        self._runs: Counter[tuple[int, int]] = Counter()
 
     def tail_capacity(self, tokens: int) -> int:
         """Places of tails to look at, if the longest has so many tokens.
@@ -75,18 +77,24 @@ class DecodeSteps:
         decode_step(self._model, self._table, self._token_ids[:batch], tail_capacity)
 
     def _repeat(self, batch: int, tail_capacity: int) -> None:
-        """Takes a step on a CPU as the first one of its shape was taken, which is recorded."""
-        shape, recordings = (batch, tail_capacity), self._recordings
-        if shape not in recordings:
-            recording = Recording(lambda: self._step(batch, tail_capacity))
-            recordings[shape] = recording if recording.nbytes <= self._recorded_bytes else None
-            while sum(each.nbytes for each in recordings.values() if each) > self._recorded_bytes:
-                recordings.popitem(last=False)
-        elif (known := recordings[shape]) is None:
-            self._step(batch, tail_capacity)
-        else:
+        """Takes a step on a CPU as the first one of its shape was taken, which is recorded.
+
+        Where others must go for that, those that were used longest ago, it is done for a shape that comes often.
+        """
+        shape, recordings, most = (batch, tail_capacity), self._recordings, self._recorded_bytes
+        if (known := recordings.get(shape)) is not None:
             recordings.move_to_end(shape)
             known.replay()
+            return
+        self._runs[shape] += 1
+        needed, kept = batch * self._row_bytes, sum(each.nbytes for each in recordings.values())
+        if needed > most or (kept + needed > most and self._runs[shape] % OFTEN):
+            self._step(batch, tail_capacity)
+            return
+        recordings[shape] = recording = Recording(lambda: self._step(batch, tail_capacity))
+        self._row_bytes = max(self._row_bytes, recording.nbytes / batch)
+        while sum(each.nbytes for each in recordings.values()) > most:
+            recordings.popitem(last=False)
 
     def _record(self, batch: int, tail_capacity: int) -> None:
         """Records the step that was just taken, which has warmed the kernels up; recording takes no step."""

@@ -72,7 +72,8 @@ class _Recorder(TorchDispatchMode):
             raise ValueError(f"a computation that calls {operation} can't be recorded: that may look at values")
         given = {_place(tensor) for tensor in _tensors((arguments, options))}
         if operation._schema.is_mutable:
-            self._write_to(_tensors(arguments[0]))
+            named = {**dict(zip((x.name for x in operation._schema.arguments), arguments, strict=False)), **options}
+            self._write_to(_tensors([named.get(x.name) for x in operation._schema.arguments if x.is_write]))
             self.kernels.append((operation, arguments, options))
             return operation(*arguments, **options)
         result = operation(*arguments, **options)

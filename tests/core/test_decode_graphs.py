@@ -184,25 +184,29 @@ def taken_steps(model: ReformerModel, *, are_recorded: bool) -> list[torch.Tenso
         ]
 
 
-def test_recordings_keep_little_memory(recorder: Recorder) -> None:
-    """Those of the longest ago go; and what is too large alone runs each time."""
+def test_recordings_keep_little_memory(monkeypatch: pytest.MonkeyPatch, recorder: Recorder) -> None:
+    """Those of the longest ago go, for a shape that comes often; what is too large alone runs each time."""
+    monkeypatch.setattr(decode_graphs, "OFTEN", 3)
     model = tiny_model()
     with open_session(model, random_tokens(model, 20)) as session:
         steps = DecodeSteps(model, session.table)
         logits_after(steps, session, [1])
         [recording] = steps._recordings.values()
-        assert recording is not None
         steps._recorded_bytes = 3 * recording.nbytes
-        for tail in (32, 16, 64, 16, 32, 64):
-            logits_after(steps, session, [1], tail)
-            assert sum(each.nbytes for each in steps._recordings.values() if each) <= 3 * recording.nbytes
+
+        def recorded_after(*tails: int) -> list[int]:
+            for tail in tails:
+                logits_after(steps, session, [1], tail)
+                assert sum(each.nbytes for each in steps._recordings.values()) <= 3 * recording.nbytes
+            return [tail for _, tail in steps._recordings]
+
+        assert recorded_after(32, 16) == [32, 16]
+        assert recorded_after(64, 64, 16) == [32, 16], "there is no room yet for a third, whose tails are larger"
+        assert recorded_after(64) == [16, 64]
         assert recorder.log == ["run"] * 5
-        assert [tail for _, tail in steps._recordings] == [32, 64]
         steps._recorded_bytes = recording.nbytes - 1
-        recorder.log.clear()
-        logits_after(steps, session, [1, 2, 3])
-        assert recorder.log == ["run"] * 3
-        assert [*steps._recordings.values()] == [None]
+        assert recorded_after(128, 128, 128, 128) == [16, 64]
+        assert recorder.log == ["run"] * 9
 
 
 def test_large_steps_run_each_time(monkeypatch: pytest.MonkeyPatch, recorder: Recorder) -> None:
