@@ -37,7 +37,7 @@ class DecodeSteps:
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._recordings: OrderedDict[tuple[int, int], Recording] = OrderedDict()  # by batch and tail capacity
         self._recorded_bytes = MemoryPlan(model.config, model.dtype, 1, model.device).recorded_bytes(table.sessions)
-        self._row_bytes = 0.0  # of a recording, for each session of the batch
+        self._row_bytes = 0.0  # of the latest recording, for each session of its batch
         self._use_graphs = model.device.type == "cuda"
         self._is_on_cpu = model.device.type == "cpu"
         self._parameters = model.num_parameters
@@ -87,14 +87,23 @@ class DecodeSteps:
             known.replay()
             return
         self._runs[shape] += 1
-        needed, kept = batch * self._row_bytes, sum(each.nbytes for each in recordings.values())
-        if needed > most or (kept + needed > most and self._runs[shape] % OFTEN):
+        needed = int(batch * self._row_bytes)
+        if needed > most or (self._kept_bytes + needed > most and self._runs[shape] % OFTEN):
             self._step(batch, tail_capacity)
             return
+        self._drop_recordings(most - needed)
         recordings[shape] = recording = Recording(lambda: self._step(batch, tail_capacity))
-        self._row_bytes = max(self._row_bytes, recording.nbytes / batch)
-        while sum(each.nbytes for each in recordings.values()) > most:
-            recordings.popitem(last=False)
+        self._row_bytes = recording.nbytes / batch
+        self._drop_recordings(most)
+
+    @property
+    def _kept_bytes(self) -> int:
+        return sum(recording.nbytes for recording in self._recordings.values())
+
+    def _drop_recordings(self, most: int) -> None:
+        """Those that were used longest ago, until the others keep so many bytes at most."""
+        while self._kept_bytes > most:
+            self._recordings.popitem(last=False)
 
     def _record(self, batch: int, tail_capacity: int) -> None:
         """Records the step that was just taken, which has warmed the kernels up; recording takes no step."""

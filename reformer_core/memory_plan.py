@@ -26,7 +26,7 @@ from reformer_core.session_table import SessionTable, tail_capacity
 from reformer_core.slicing import extend_tokens, slice_tokens
 
 # What a step of all sessions leaves when it is recorded, in steps while they run: those of the embedded models take 2.
-RECORDED_STEPS = 3
+RECORDED_STEPS, MOST_RECORDED_BYTES = 3, 64 << 20
 # So many workspaces, each a quarter of the one before: a document waits only for those less than four times as long.
 WORKSPACES, WORKSPACE_RATIO = 4, 4
 CPU = torch.device("cpu")
@@ -164,7 +164,7 @@ class MemoryPlan:
     def recorded_bytes(self, sessions: int) -> int:
         """What the steps that are recorded on a CPU may keep of the results in all layers."""
         is_recorded = self.device.type == "cpu" and self.weights_bytes // self.dtype.itemsize <= RECORDED_WORK
-        return RECORDED_STEPS * self.step_bytes(sessions) if is_recorded else 0
+        return min(RECORDED_STEPS * self.step_bytes(sessions), MOST_RECORDED_BYTES) if is_recorded else 0
 
     def fixed_bytes(self, sessions: int) -> int:
         """All that an engine for documents up to this length takes besides pages."""

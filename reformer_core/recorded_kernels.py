@@ -36,7 +36,7 @@ class Recording:
         recorder = _Recorder()
         with recorder:
             computation()
-        self._kernels = recorder.kernels
+        self._kernels = [*recorder.restores, *recorder.kernels]
         self.nbytes = sum({_place(tensor): tensor.untyped_storage().nbytes() for tensor in recorder.kept}.values())
         """Of the results that are kept."""
 
@@ -56,9 +56,15 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.restores: list[Kernel] = []  # of what is constant until it is written to
         self.kernels: list[Kernel] = []
         self.kept: list[torch.Tensor] = []
         self._constants: dict[int, torch.Tensor] = {}  # by their places: what depends on nothing that may change
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """As torch asks it. To skip its compiler, it would import that: eight hundred modules, a second."""
+        return False
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, arguments: Sequence[Any] = (), options: dict[str, Any] | None = None
@@ -79,7 +85,9 @@ class _Recorder(TorchDispatchMode):
         result = operation(*arguments, **options)
         results = _tensors(result)
         places = {_place(tensor): tensor for tensor in results}
-        if given.isdisjoint(places):  # else it is a view: it shows what its memory holds by then
+        if operation is torch.ops.aten.lift_fresh.default:  # of `torch.tensor`, whose numbers came from Python
+            self._constants |= places
+        elif given.isdisjoint(places):  # else it is a view: it shows what its memory holds by then
             self.kept += results
             if given <= self._constants.keys() and torch.Tag.nondeterministic_seeded not in operation.tags:
                 self._constants |= places
@@ -88,10 +96,11 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _write_to(self, tensors: list[torch.Tensor]) -> None:
-        """What was constant up to here is so again when the computation is repeated."""
+        """What was constant up to here is so again when the computation begins anew."""
         for tensor in tensors:
             if (constant := self._constants.pop(_place(tensor), None)) is not None:
-                self.kernels.append((constant.copy_, (constant.clone(),), {}))
+                self.kept.append(original := constant.clone())
+                self.restores.append((constant.copy_, (original,), {}))
 
 
 def _into(operation: Any, arguments: Sequence[Any], options: dict[str, Any], results: list[torch.Tensor]) -> Kernel:
@@ -101,7 +110,7 @@ def _into(operation: Any, arguments: Sequence[Any], options: dict[str, Any], res
     takes = [str(argument.type) for argument in operation._schema.arguments]
     for name in operation.overloadpacket.overloads():
         other = getattr(operation.overloadpacket, name)
-        places = [argument.name for argument in other._schema.arguments if argument.is_out]
+        places = [argument.name for argument in other._schema.arguments if argument.is_out and _is_tensor(argument)]
         others = [str(argument.type) for argument in other._schema.arguments if not argument.is_out]
         if len(places) == len(results) and places and others == takes:
             return other, arguments, {**options, **dict(zip(places, results, strict=True))}
@@ -111,6 +120,10 @@ def _into(operation: Any, arguments: Sequence[Any], options: dict[str, Any], res
             place.copy_(result)
 
     return copy, (), {}
+
+
+def _is_tensor(argument: Any) -> bool:
+    return str(argument.type) == "Tensor"
 
 
 def _tensors(values: object) -> list[torch.Tensor]:

@@ -1,5 +1,7 @@
 """Computations that are recorded once: run again, they do what they did, on what their tensors hold by then."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -33,6 +35,21 @@ def constants_written_to(x: torch.Tensor, out: torch.Tensor) -> None:
     out.add_(doubled).add_(ahead)
 
 
+def constants_read_before(x: torch.Tensor, out: torch.Tensor) -> None:
+    sums, given = torch.zeros(18), torch.tensor([1.0] * 16)
+    part = sums[1:17]
+    out.copy_(part * x + given * x)
+    part += x
+    given += x
+    out += part * given
+
+
+def lists(x: torch.Tensor, out: torch.Tensor) -> None:
+    [doubled] = torch._foreach_mul([x], 2.0)
+    first, second = torch._foreach_add([x[:8], x[8:]], 1.0)
+    out.copy_(doubled + torch.cat([first, second]))
+
+
 def several_results(x: torch.Tensor, out: torch.Tensor) -> None:
     values, places = x.view(4, 4).max(dim=1)
     out.view(4, 4).copy_(values + places.unsqueeze(1))
@@ -47,7 +64,17 @@ def masks(x: torch.Tensor, out: torch.Tensor) -> None:
     out.copy_(torch.where((x > 0) & (x < 1), x, -1.0).masked_fill_(x > 2, 7.0))
 
 
-COMPUTATIONS = (views, constants, constants_written_to, accumulators, several_results, without_such_a_kernel, masks)
+COMPUTATIONS = (
+    views,
+    constants,
+    constants_written_to,
+    constants_read_before,
+    lists,
+    accumulators,
+    several_results,
+    without_such_a_kernel,
+    masks,
+)
 
 
 @pytest.mark.parametrize("computation", COMPUTATIONS)
@@ -82,3 +109,14 @@ def test_views_and_constants_are_no_kernels() -> None:
 def test_what_looks_at_values_cannot_be_recorded(look: Callable[[torch.Tensor], object]) -> None:
     with pytest.raises(ValueError, match="may look at values"):
         Recording(lambda: look(torch.ones(3)))
+
+
+def test_recording_imports_no_compiler() -> None:
+    """Which takes a second, and memory."""
+    program = """
+import sys, torch
+from reformer_core.recorded_kernels import Recording
+Recording(lambda: torch.zeros(3).add_(1))
+print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules])
+"""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"

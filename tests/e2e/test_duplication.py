@@ -44,7 +44,7 @@ def share_right(said: Sequence[int], half: Sequence[int]) -> float:
 @pytest.fixture(scope="module", params=[4, 8], ids=lambda rounds: f"{rounds} rounds")
 def copier(serve: Callable[..., ServerProcess], request: pytest.FixtureRequest) -> Iterator[Client]:
     """A server of the model with the rounds of its training, and with more."""
-    server = serve("--model", MODEL, "--num-hashes", str(request.param), "--memory", "256MiB")
+    server = serve("--model", MODEL, "--num-hashes", str(request.param), "--memory", "320MiB")
     with Client(server.address, timeout=100) as client:
         yield client
 
