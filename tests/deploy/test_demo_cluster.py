@@ -45,6 +45,7 @@ def test_the_whole_demo(model_directory: Path) -> None:
 @pytest.mark.parametrize("step", ["Serving", "Asked", "Killed"])
 def test_ctrl_c(model_directory: Path, step: str) -> None:
     """A terminal tells it to all processes; none is left, and no traceback is shown."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may be set to ignore it
     command = [*COMMAND, "--model", str(model_directory), "--documents", "12"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT
