@@ -15,7 +15,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     A converted weight is not kept: a slice of tokens shares it, and in time it is little beside its product.
     """
     dtype = product_dtype(weight.dtype, weight.device)
-    if dtype == weight.dtype or (dtype == torch.float32 and weight.dtype == torch.float16 and _is_one_row(x)):
+    if dtype == weight.dtype or (weight.dtype == torch.float16 and _is_one_row(x)):
         return nn.functional.linear(x.to(weight.dtype), weight, bias)
     return nn.functional.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 

@@ -79,8 +79,7 @@ COMPUTATIONS = (
 
 @pytest.mark.parametrize("computation", COMPUTATIONS)
 def test_it_computes_anew(computation: Computation) -> None:
-    x, out, expected = torch.zeros(16), torch.zeros(16), torch.zeros(16)
-    x.fill_(2.0)
+    x, out, expected = torch.full((16,), 2.0), torch.zeros(16), torch.zeros(16)
     recording = Recording(lambda: computation(x, out))
     assert recording.nbytes < 4096
     for seed in range(3):
