@@ -1,23 +1,26 @@
 """A computation's kernels on the CPU, recorded while it runs once, to be run again: a CUDA graph for CPUs.
 
 Much of a small computation's time is spent between its kernels: on views, on memory for results, on Python. Where
-shapes are fixed and no value is looked at, all of that can be done once. A recording keeps the results of all kernels,
-in the memory that they were given; running it again fills them anew.
+shapes are fixed and no value is looked at, all of that can be done once. A recording keeps memory for the results of
+its kernels; running it again fills it anew. Results that aren't needed at the same time share it: it is small then, and
+stays in the CPU's cache.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 RECORDED_WORK = 2**26
 """Multiply-adds up to which a computation is worth recording; with more, its kernels take nearly all of the time."""
 
+ALIGNMENT = 64  # bytes: a line of the cache, and what torch gives a tensor
 _LOOKS_AT_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
-Kernel = tuple[Callable[..., object], Sequence[Any], dict[str, Any]]
+Kernel = tuple[Callable[..., object], Sequence[Any], Mapping[str, Any]]
 
 
 class Recording:
@@ -36,9 +39,9 @@ class Recording:
         recorder = _Recorder()
         with recorder:
             computation()
-        self._kernels = [*recorder.restores, *recorder.kernels]
-        self.nbytes = sum({_place(tensor): tensor.untyped_storage().nbytes() for tensor in recorder.kept}.values())
-        """Of the results that are kept."""
+        self._kernels, results = recorder.finished()
+        self.nbytes = results + sum(constant.untyped_storage().nbytes() for constant in recorder.lasting)
+        """Of what is kept: memory for results, and constants."""
 
     def __len__(self) -> int:
         """Kernels."""
@@ -51,14 +54,51 @@ class Recording:
             kernel(*arguments, **options)
 
 
+@dataclass
+class _Block:
+    """Memory of a result, and the kernels between which it is needed."""
+
+    nbytes: int
+    first: int
+    last: int
+    start: int = 0
+    """In the memory of all results."""
+
+    @property
+    def end(self) -> int:
+        return self.start + -(-self.nbytes // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A result or a view of it, before there is memory for it."""
+
+    block: _Block
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+    def within(self, memory: torch.Tensor) -> torch.Tensor:
+        """The same in the memory of all results, uint8 [bytes]."""
+        first = self.block.start // self.dtype.itemsize
+        return memory.view(self.dtype).as_strided(self.shape, self.stride, first + self.offset)
+
+
 class _Recorder(TorchDispatchMode):
-    """Sees every operation below autograd, and sorts it: a kernel to be run again, a view, or a constant."""
+    """Sees every operation below autograd, and sorts it: a kernel to be run again, a view, or a constant.
+
+    Of results only their shapes are kept, so that recording a computation takes no more memory than running it. What is
+    new lies where nothing else does that is alive; so the latest block at an address is the one that is meant.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.restores: list[Kernel] = []  # of what is constant until it is written to
-        self.kernels: list[Kernel] = []
-        self.kept: list[torch.Tensor] = []
+        self.lasting: list[torch.Tensor] = []  # constants, and what restores them: one a storage
+        self._restores: list[Kernel] = []  # of what is constant until it is written to
+        self._kernels: list[Kernel] = []
+        self._blocks: dict[int, _Block] = {}  # by their places: results of kernels
+        self._all_blocks: list[_Block] = []
         self._constants: dict[int, torch.Tensor] = {}  # by their places: what depends on nothing that may change
 
     @classmethod
@@ -80,33 +120,78 @@ class _Recorder(TorchDispatchMode):
         if operation._schema.is_mutable:
             named = {**dict(zip((x.name for x in operation._schema.arguments), arguments, strict=False)), **options}
             self._write_to(_tensors([named.get(x.name) for x in operation._schema.arguments if x.is_write]))
-            self.kernels.append((operation, arguments, options))
+            self._record(operation, arguments, options)
             return operation(*arguments, **options)
         result = operation(*arguments, **options)
         results = _tensors(result)
         places = {_place(tensor): tensor for tensor in results}
         if operation is torch.ops.aten.lift_fresh.default:  # of `torch.tensor`, whose numbers came from Python
-            self._constants |= places
+            self._keep_constant(places)
         elif given.isdisjoint(places):  # else it is a view: it shows what its memory holds by then
-            self.kept += results
             if given <= self._constants.keys() and torch.Tag.nondeterministic_seeded not in operation.tags:
-                self._constants |= places
+                self._keep_constant(places)
             else:
-                self.kernels.append(_into(operation, arguments, options, results))
+                self._add_blocks(places)
+                self._record(*_into(operation, arguments, options, results))
         return result
+
+    def finished(self) -> tuple[list[Kernel], int]:
+        """All kernels, with memory for their results; and its bytes."""
+        nbytes = _arrange(self._all_blocks)
+        memory = torch.empty(nbytes, dtype=torch.uint8)
+        kernels: list[Kernel] = tree_map_only(_Part, lambda part: part.within(memory), self._kernels)
+        return [*self._restores, *kernels], nbytes
+
+    def _keep_constant(self, places: dict[int, torch.Tensor]) -> None:
+        self._constants |= places
+        self.lasting += places.values()
+        for place in places:
+            self._blocks.pop(place, None)
+
+    def _add_blocks(self, places: dict[int, torch.Tensor]) -> None:
+        now = len(self._kernels)
+        self._blocks |= {place: _Block(x.untyped_storage().nbytes(), now, now) for place, x in places.items()}
+        self._all_blocks += (self._blocks[place] for place in places)
+
+    def _record(self, kernel: Callable[..., object], arguments: Sequence[Any], options: Mapping[str, Any]) -> None:
+        self._kernels.append(tree_map_only(torch.Tensor, self._part, (kernel, arguments, options)))
+
+    def _part(self, tensor: torch.Tensor) -> torch.Tensor | _Part:
+        """What the kernel that comes next needs."""
+        block = self._blocks.get(_place(tensor))
+        if block is None:
+            return tensor
+        block.last = len(self._kernels)
+        return _Part(block, tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
     def _write_to(self, tensors: list[torch.Tensor]) -> None:
         """What was constant up to here is so again when the computation begins anew."""
         for tensor in tensors:
             if (constant := self._constants.pop(_place(tensor), None)) is not None:
-                self.kept.append(original := constant.clone())
-                self.restores.append((constant.copy_, (original,), {}))
+                self.lasting.append(original := constant.clone())
+                self._restores.append((constant.copy_, (original,), {}))
+
+
+def _arrange(blocks: Sequence[_Block]) -> int:
+    """Gives each block the first place that is free while it is needed; returns the bytes of all places."""
+    placed: list[_Block] = []  # by their places: those that may be needed at the same time as later ones
+    end = 0
+    for block in blocks:  # in the order of their first kernels
+        placed = [other for other in placed if other.last >= block.first]
+        for other in placed:
+            if block.end <= other.start:
+                break
+            block.start = max(block.start, other.end)
+        placed.append(block)
+        placed.sort(key=lambda each: each.start)
+        end = max(end, block.end)
+    return end
 
 
 def _into(operation: Any, arguments: Sequence[Any], options: dict[str, Any], results: list[torch.Tensor]) -> Kernel:
     """The kernel that writes the operation's result where it lies; where there is none, a copy of the result."""
     if operation is torch.ops.aten._to_copy.default:
-        return results[0].copy_, arguments, {}
+        return torch.ops.aten.copy_.default, (results[0], *arguments), {}
     takes = [str(argument.type) for argument in operation._schema.arguments]
     for name in operation.overloadpacket.overloads():
         other = getattr(operation.overloadpacket, name)
@@ -114,12 +199,14 @@ def _into(operation: Any, arguments: Sequence[Any], options: dict[str, Any], res
         others = [str(argument.type) for argument in other._schema.arguments if not argument.is_out]
         if len(places) == len(results) and places and others == takes:
             return other, arguments, {**options, **dict(zip(places, results, strict=True))}
+    return _run_and_copy, (operation, results, arguments, options), {}
 
-    def copy() -> None:
-        for place, result in zip(results, _tensors(operation(*arguments, **options)), strict=True):
-            place.copy_(result)
 
-    return copy, (), {}
+def _run_and_copy(
+    operation: Any, results: list[torch.Tensor], arguments: Sequence[Any], options: Mapping[str, Any]
+) -> None:
+    for place, result in zip(results, _tensors(operation(*arguments, **options)), strict=True):
+        place.copy_(result)
 
 
 def _is_tensor(argument: Any) -> bool:

@@ -64,7 +64,25 @@ def masks(x: torch.Tensor, out: torch.Tensor) -> None:
     out.copy_(torch.where((x > 0) & (x < 1), x, -1.0).masked_fill_(x > 2, 7.0))
 
 
+def many_in_turn(x: torch.Tensor, out: torch.Tensor) -> None:
+    """Results, views of them and constants, again and again where others were before."""
+    kept = x.exp()
+    for number in range(8):
+        x = (x.view(4, 4).t().double().reshape(16) + torch.arange(16) % (number + 1)).float()
+    out.copy_(x * kept)
+
+
+def written_to_later(x: torch.Tensor, out: torch.Tensor) -> None:
+    first = x * 2
+    for _ in range(4):
+        second = first + x
+        first[::2] = second[1::2]
+    out.copy_(first)
+
+
 COMPUTATIONS = (
+    many_in_turn,
+    written_to_later,
     views,
     constants,
     constants_written_to,
@@ -96,6 +114,21 @@ def test_recording_runs_it_once() -> None:
     assert x.tolist() == [1, 1, 1]
     recording.replay()
     assert x.tolist() == [2, 2, 2]
+
+
+def test_results_share_memory() -> None:
+    x = torch.zeros(2**18)
+
+    def add_ten_times() -> None:
+        result = x
+        for _ in range(10):
+            result = result + 1
+        x.copy_(result)
+
+    recording = Recording(add_ten_times)
+    assert recording.nbytes == 2 * x.nbytes, "each is needed until the next is there"
+    recording.replay()
+    assert x.unique().tolist() == [20]
 
 
 def test_views_and_constants_are_no_kernels() -> None:
