@@ -25,6 +25,18 @@ def for_products(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(x.to(product_dtype(x.dtype, x.device)) for x in tensors)
 
 
+def unrounded(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x W^T, x not being rounded to the weight's format before: float32 [..., in], float16 [out, in] -> [..., out].
+
+    Where the device multiplies float16, what rounding takes from x is multiplied, too.
+    """
+    if product_dtype(weight.dtype, weight.device) == x.dtype:
+        return nn.functional.linear(x, weight.to(x.dtype)).to(weight.dtype)
+    high = x.to(weight.dtype)
+    low = (x - high).to(weight.dtype)
+    return nn.functional.linear(high, weight) + nn.functional.linear(low, weight)
+
+
 class Linear(nn.Linear):
     """torch's layer, computed by `linear`; what comes out is in the weight's format, or in autocast's."""
 

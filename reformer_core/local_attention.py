@@ -10,7 +10,7 @@ from torch import nn
 
 from reformer_core.config import ReformerConfig
 from reformer_core.dropout import dropout
-from reformer_core.linear import Linear
+from reformer_core.linear import Linear, unrounded
 from reformer_core.rounds import SlotLayout, attend_rounds
 from reformer_core.window_attention import attend_slots
 
@@ -30,12 +30,19 @@ class LocalAttention(nn.Module):
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Residual stream [..., n, d] -> queries, keys (scaled) and values, [..., H, n, D]."""
-        x = self.norm(hidden)
+        scale = math.sqrt(self.config.attention_head_size)
+        if hidden.dtype == torch.float16:
+            # Heads that look a fixed distance back are sharp: rounding what they compare is most of float16's error.
+            x = layer_norm_float32(self.norm, hidden)
+            query, key = unrounded(x, self.query.weight), unrounded(x / scale, self.key.weight)
+        else:
+            x = self.norm(hidden)
+            query, key = self.query(x), self.key(x) / scale
         heads = (self.config.num_attention_heads, self.config.attention_head_size)
         query, key, value = (
-            linear(x).unflatten(-1, heads).transpose(-2, -3) for linear in (self.query, self.key, self.value)
+            y.unflatten(-1, heads).transpose(-2, -3) for y in (query, key, self.value(x.to(hidden.dtype)))
         )
-        return query, key / math.sqrt(self.config.attention_head_size), value
+        return query, key, value
 
     def forward(
         self, hidden: torch.Tensor, buckets: torch.Tensor | None = None, generator: torch.Generator | None = None
@@ -95,3 +102,9 @@ class LocalAttention(nn.Module):
         values[:, newest % window] = value[:, newest - start]
         attended: torch.Tensor = self.output(out[:, :tokens].transpose(0, 1).flatten(1))
         return attended
+
+
+def layer_norm_float32(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
+    """What the layer norm gives before it is rounded: [..., d] -> float32 [..., d]."""
+    weight, bias = norm.weight.float(), norm.bias.float()
+    return nn.functional.layer_norm(x.float(), norm.normalized_shape, weight, bias, norm.eps)

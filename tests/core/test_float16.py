@@ -60,21 +60,9 @@ def logits_of_both() -> tuple[torch.Tensor, torch.Tensor, list[float]]:
     return exact, half, agreeing
 
 
-@pytest.mark.xfail(
-    reason="the model of 2026-11-28 is rounded more: what layer 1's sharp local heads read of the layer norm",
-    strict=True,
-)
 def test_logits() -> None:
-    exact, half, _ = logits_of_both()
-    assert float((half - exact).abs().max()) < 2e-2
-
-
-def test_few_logits_are_farther_off() -> None:
     exact, half, agreeing = logits_of_both()
-    difference = (half - exact).abs()
-    assert float((difference < 2e-2).float().mean()) > 0.9999
-    assert float((difference.amax(dim=-1) < 2e-2).float().mean()) > 0.99
-    assert float(difference.max()) < 5e-2
+    assert float((half - exact).abs().max()) < 2e-2
     assert min(agreeing) > 0.995
 
 
