@@ -1,4 +1,4 @@
-"""torch's fused attention with an additive mask, by device: forward with its log-sum-exp, and backward.
+"""torch's kernels for attention, by device: with an additive mask, forward and backward; and over rows of a table.
 
 Shapes: N sequences, c chunks, L queries a chunk, W keys that they see, D head size.
 """
@@ -67,3 +67,20 @@ def fused_backward(
         )  # fmt: skip
     grad_query, grad_key, grad_value = grads
     return grad_query, grad_key, grad_value
+
+
+def weighted_sums(rows: torch.Tensor, where: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sums of rows of a table, each with a weight: what attention gets from values that lie anywhere.
+
+    Args:
+        rows: [S, D].
+        where: int64 [N, W], below S.
+        weights: [N, W] in the rows' dtype.
+
+    Returns:
+        [N, D].
+    """
+    if rows.device.type == "cpu":  # reads them where they lie, and the next ones into the cache meanwhile
+        return nn.functional.embedding_bag(where, rows, mode="sum", per_sample_weights=weights)
+    values = rows.index_select(0, where.flatten()).view(*where.shape, -1)
+    return torch.bmm(weights.unsqueeze(1), values).squeeze(1)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from reformer_core.attention_kernels import weighted_sums
 from reformer_core.bucket_index import Windows
 from reformer_core.linear import for_products
 from reformer_core.local_attention import LocalAttention
@@ -18,6 +19,8 @@ from reformer_core.model import ReformerModel
 from reformer_core.session import Session
 from reformer_core.session_table import SessionRows, SessionTable
 from reformer_core.window_attention import FUTURE, SELF
+
+SHORT_TAIL = 64  # tokens: looking at so many places costs next to nothing
 
 
 @torch.inference_mode()
@@ -54,7 +57,7 @@ def decode_step(model: ReformerModel, table: SessionTable, token_ids: torch.Tens
         keys, values = table.local_keys[layer, rows], table.local_values[layer, rows]
         for ring, new in ((keys, key), (values, value)):
             ring.view(-1, ring.shape[-1]).index_copy_(0, ring_rows, new.reshape(-1, ring.shape[-1]))
-        return attention.output(_attend(query, keys, values, unseen, FUTURE))  # type: ignore[no-any-return]
+        return attention.output(_attend(query, keys, values, unseen))  # type: ignore[no-any-return]
 
     table.next_logits[rows] = _run_layers(model, token_ids, positions, lsh, local)
     table.length[rows] += 1
@@ -107,7 +110,7 @@ def extend_slice(model: ReformerModel, session: Session, token_ids: torch.Tensor
         keys, values = (torch.cat(both, dim=-2) for both in zip(rings, (key, value), strict=True))
         for ring, new in zip(rings, (key, value), strict=True):
             ring[:, positions[-window:] % window] = new[:, -window:]
-        return attention.output(_attend(query[None], keys[None], values[None], unseen, FUTURE))  # type: ignore[no-any-return]
+        return attention.output(_attend(query[None], keys[None], values[None], unseen))  # type: ignore[no-any-return]
 
     logits = _run_layers(model, token_ids, positions, lsh, local)
     table.next_logits[row] = logits[-1]
@@ -118,7 +121,7 @@ def extend_slice(model: ReformerModel, session: Session, token_ids: torch.Tensor
 
 def tail_capacity_for(tokens: int, most: int) -> int:
     """Places to look at for a tail of so many tokens: a power of two, so that there are few different shapes."""
-    return min(max(1 << (tokens - 1).bit_length(), 16), most)
+    return min(max(1 << (tokens - 1).bit_length(), SHORT_TAIL), most)
 
 
 def _run_layers(
@@ -164,16 +167,28 @@ def _attend_seen(
     One softmax over the windows of all rounds side by side is the same as combining the rounds by their log-sum-exp.
     """
     pool = sessions.pool
-    where = sessions.key_rows(layer, seen)
+    where = sessions.key_rows(layer, seen)  # [B, H, w]
     keys = pool.rows.index_select(0, where.flatten()).view(*where.shape, -1)
-    values = pool.rows.index_select(0, where.flatten() + pool.layout.value_distance).view_as(keys)
-    return _attend(query_key, keys, values, (seen == positions.view(-1, 1, 1)).unsqueeze(-2), SELF)
+    weights = _weights(query_key, keys, (seen == positions.view(-1, 1, 1)).unsqueeze(-2), SELF)
+    weights, where = weights.to(pool.rows.dtype).view(-1, where.shape[-1]), where.flatten(0, 1)
+    return weighted_sums(pool.rows, where + pool.layout.value_distance, weights).view(len(seen), -1)
 
 
-def _attend(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, masked: torch.Tensor, masked_logit: float
-) -> torch.Tensor:
+def _attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
     """Attention of queries [B, H, q, D] to windows of their own, keys and values [B, H, w, D]: [B q, H D].
+
+    Args:
+        masked: bool, broadcastable to [B, H, q, w]: what isn't seen.
+    """
+    batch, heads, queries, _ = query.shape
+    stored, (values,) = values.dtype, for_products(values)
+    weights = _weights(query, keys, masked, FUTURE).to(values.dtype).view(batch * heads, queries, -1)
+    out = torch.bmm(weights, values.flatten(0, 1)).view_as(query)
+    return out.transpose(1, 2).reshape(batch * queries, -1).to(stored)
+
+
+def _weights(query: torch.Tensor, keys: torch.Tensor, masked: torch.Tensor, masked_logit: float) -> torch.Tensor:
+    """Attention weights of queries [B, H, q, D] to keys [B, H, w, D]: float32 [B, H, q, w].
 
     Products of small matrices: kernels for attention are made for many queries, and take twice the time for one.
 
@@ -181,14 +196,11 @@ def _attend(
         masked: bool, broadcastable to [B, H, q, w]: where logits are replaced by masked_logit.
     """
     batch, heads, queries, head_size = query.shape
-    stored = values.dtype
-    query, keys, values = for_products(query, keys, values)
+    query, keys = for_products(query, keys)
     logits = torch.bmm(query.reshape(-1, queries, head_size), keys.flatten(0, 1).transpose(1, 2))
     masked_logit = max(masked_logit, torch.finfo(logits.dtype).min)
     logits = logits.view(batch, heads, queries, -1).masked_fill_(masked, masked_logit)
-    weights = torch.softmax(logits, dim=-1, dtype=torch.float32).to(values.dtype)
-    out = torch.bmm(weights.view(batch * heads, queries, -1), values.flatten(0, 1))
-    return out.view(batch, heads, queries, head_size).transpose(1, 2).reshape(batch * queries, -1).to(stored)
+    return torch.softmax(logits, dim=-1, dtype=torch.float32)
 
 
 def _unseen(model: ReformerModel, held: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

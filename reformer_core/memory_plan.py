@@ -25,8 +25,8 @@ from reformer_core.recorded_kernels import RECORDED_WORK
 from reformer_core.session_table import SessionTable, tail_capacity
 from reformer_core.slicing import extend_tokens, slice_tokens
 
-# What a step of all sessions leaves when it is recorded, in steps while they run: those of the embedded models take 2.
-RECORDED_STEPS, MOST_RECORDED_BYTES = 3, 64 << 20
+# What recorded steps may keep, in steps of all sessions while they run: one of the embedded models' keeps half of that.
+RECORDED_STEPS, MOST_RECORDED_BYTES = 2, 64 << 20
 # So many workspaces, each a quarter of the one before: a document waits only for those less than four times as long.
 WORKSPACES, WORKSPACE_RATIO = 4, 4
 CPU = torch.device("cpu")
@@ -158,7 +158,8 @@ class MemoryPlan:
             tail = tail_capacity(c)
             # The tail as each row sees it; what of it is near the chunks; and the chunks.
             row.append(4 * heads * c.num_hashes * tail + chunks * (12 * tail + 8 * c.lsh_attn_chunk_length))
-            row.append(chunks * c.lsh_attn_chunk_length * (2 * size * (item + self._converted_item) + 24))
+            copied = 1 if self.device.type == "cpu" else 2  # keys; where there is no kernel for them, values, too
+            row.append(chunks * c.lsh_attn_chunk_length * (copied * size * (item + self._converted_item) + 24))
         return max(sessions, extend_tokens(c, self.device)) * max(row)
 
     def recorded_bytes(self, sessions: int) -> int:

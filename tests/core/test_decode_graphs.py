@@ -141,11 +141,10 @@ def test_a_lack_of_memory_that_lasts_is_told_once(recorder: Recorder, caplog: py
 def test_graphs_look_at_whole_tails() -> None:
     """So that a batch size has one graph, however long the tails are."""
     model = tiny_model()
-    with open_session(model, random_tokens(model, 20)) as session:
-        steps = DecodeSteps(model, session.table)
-        assert (steps.tail_capacity(3), session.table.tail_capacity) == (16, 32)
-        steps._use_graphs, steps._is_on_cpu = True, False
-        assert steps.tail_capacity(3) == 32
+    steps = DecodeSteps(model, SessionTable(model.config, tiny_pool(model), 1, tail_tokens=256))
+    assert [steps.tail_capacity(tokens) for tokens in (3, 64, 65, 256)] == [64, 64, 128, 256]
+    steps._use_graphs, steps._is_on_cpu = True, False
+    assert steps.tail_capacity(3) == 256
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

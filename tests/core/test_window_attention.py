@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from reformer_core.attention_kernels import weighted_sums
 from reformer_core.rounds import gather_tokens
 from reformer_core.window_attention import attend, attend_slots, attend_slots_backward
 from tests.core.naive import naive_attention
@@ -178,3 +179,18 @@ def test_shapes(device: str) -> None:
     out, log_sum_exp = attend_slots(query, key, value, position, length=LENGTH, before=1, shared_qk=True)
     assert out.shape == query.shape
     assert log_sum_exp.shape == query.shape[:-1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weighted_sums(dtype: torch.dtype) -> None:
+    """Of rows that lie anywhere, some of them met twice."""
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(50, HEAD_SIZE, generator=generator).to(dtype)
+    where = torch.randint(50, (6, 20), generator=generator)
+    weights = torch.rand(6, 20, generator=generator).softmax(dim=-1).to(dtype)
+    expected = torch.stack([weight.double() @ rows[at].double() for at, weight in zip(where, weights, strict=True)])
+    found = weighted_sums(rows, where, weights)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=4 * torch.finfo(dtype).eps)
+    on_meta = weighted_sums(*(x.to("meta") for x in (rows, where, weights)))
+    assert (on_meta.shape, on_meta.dtype) == (found.shape, dtype)
