@@ -10,6 +10,7 @@ from rich.console import Console
 
 from reformer_core.errors import ReformerError
 from reformer_core.heap import map_large_tensors
+from reformer_core.train.distances import plain_copy
 from reformer_core.train.processes import Processes, joined_processes
 from reformer_core.train.report import Report
 from reformer_core.train.run import TrainingRun, begin, resume
@@ -105,7 +106,7 @@ def _title(lengths: list[int]) -> str:
 
 
 def _describe(run: TrainingRun, console: Console) -> None:
-    model, trainer = run.trainer.model, run.trainer
+    model, trainer = plain_copy(run.trainer.model), run.trainer
     lines = [
         *run.data.notes,
         f"data: {sum(file.size_bytes for file in run.data.files):,} bytes, {trainer.examples.total_tokens:,} tokens; "

@@ -16,9 +16,9 @@ def text_config(vocab_size: int) -> ReformerConfig:
     return ReformerConfig(
         attn_layers=("local", "local", "lsh", "local", "lsh", "local"),
         hidden_size=256,
-        feed_forward_size=448,
-        num_attention_heads=6,
-        attention_head_size=32,
+        feed_forward_size=480,
+        num_attention_heads=4,
+        attention_head_size=48,
         hidden_act="relu",
         vocab_size=vocab_size,
         local_attn_chunk_length=64,
@@ -26,8 +26,8 @@ def text_config(vocab_size: int) -> ReformerConfig:
         num_hashes=2,
         num_buckets=(64, 128),
         hash_seed=0,
-        axial_pos_shape=(1024, 1024),
-        axial_pos_embds_dim=(64, 192),
+        axial_pos_shape=(4096, 256),
+        axial_pos_embds_dim=(8, 248),
         max_position_embeddings=1024 * 1024,
         **_WITHOUT_DROPOUT,
     )

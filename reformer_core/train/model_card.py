@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reformer_core.model import ReformerModel
 from reformer_core.train.data import Data, DataFile
 from reformer_core.train.trainer import Trainer
 
@@ -63,16 +64,19 @@ _LIMITS = {
 }
 
 
-def write_model_card(directory: Path, trainer: Trainer, data: Data, bits: Mapping[str, float]) -> None:
+def write_model_card(
+    directory: Path, model: ReformerModel, trainer: Trainer, data: Data, bits: Mapping[str, float]
+) -> None:
     """Writes `README.md` beside the weights.
 
     Args:
         directory: the model's.
+        model: as it is saved.
         trainer: at the end of the training.
         data: what it learned from and was measured by.
         bits: of each validation, by its name.
     """
-    model, settings = trainer.model, trainer.settings
+    settings = trainer.settings
     held_out = [f"| {name} | {value:.4f} |" for name, value in bits.items()]
     results = (
         f"{_UNITS[data.unit].format(tokens=settings.checkpoint.validation_tokens)}:\n\n"

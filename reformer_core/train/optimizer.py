@@ -23,7 +23,8 @@ def build_optimizers(model: ReformerModel, settings: OptimizerSettings) -> list[
         ValueError: a name of `settings.freeze` begins none of the model's parameters' names.
     """
     _freeze(model, settings.freeze)
-    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    matrices = {id(parameter) for module in linears for parameter in module.parameters() if parameter.dim() == 2}
     hidden = {id(parameter) for parameter in model.layers.parameters()}
     by_muon, decayed, others = [], [], []
     for parameter in model.parameters():

@@ -1,6 +1,5 @@
 """A training run in its folder: begun or resumed, checkpointed on the way, a Hugging Face model at the end."""
 
-import copy
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from reformer_core.placement import DTYPES, choose_device
 from reformer_core.tokenizers import Tokenizer, load_tokenizer
 from reformer_core.train.checkpoint import CHECKPOINT_FILE, load_checkpoint, remove_checkpoint, save_checkpoint
 from reformer_core.train.data import Data, Validation
+from reformer_core.train.distances import plain_copy
 from reformer_core.train.model_card import write_model_card
 from reformer_core.train.processes import Processes, own_device
 from reformer_core.train.report import Report
@@ -87,14 +87,14 @@ class TrainingRun:
 
     def _save_model(self, report: Report) -> None:
         """The result, and how good it is as it is saved, rounded to its dtype."""
-        rounded = copy.deepcopy(self.trainer.model).to(DTYPES[self.settings.dtype])
+        rounded = plain_copy(self.trainer.model).to(DTYPES[self.settings.dtype])
         save_model(rounded, self.directory, tokenizer=self.tokenizer)
         if self.validations:
             report.message("reading the validation data in full")
         figures = self.validate(rounded.float())
         report.validated(self.trainer, figures)
         report.draw()
-        write_model_card(self.directory, self.trainer, self.data, figures)
+        write_model_card(self.directory, rounded, self.trainer, self.data, figures)
 
 
 def begin(settings: RunSettings, directory: Path, processes: Processes = Processes()) -> TrainingRun:  # noqa: B008
@@ -140,6 +140,8 @@ def resume(directory: Path, processes: Processes = Processes()) -> TrainingRun: 
         if digest != manifest["digests"][path]:
             raise ValueError(f"{path} has changed since the training began; put the old data back, or train anew")
     model = ReformerModel(ReformerConfig.from_dict(manifest["config"]))
+    if settings.model.init is None:  # how its weights are written
+        data.initialise(model)
     run = _assemble(settings, directory, data, load_tokenizer(directory), model, processes)
     run.trainer.load_state_dict(state["trainer"])
     return run

@@ -189,5 +189,10 @@ def with_hyperparameters(model: ReformerModel, hyperparameters: dict[str, Any]) 
     if not hyperparameters:
         return model
     other = ReformerModel(dataclasses.replace(model.config, **hyperparameters))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            other.set_submodule(name, module)  # in whatever way its weight is written
+    for name, parameter in model.named_parameters():
+        other.get_parameter(name).requires_grad_(parameter.requires_grad)  # which loading would take from `other`
     other.load_state_dict(model.state_dict(keep_vars=True), assign=True)
     return other.to(model.device)
