@@ -160,7 +160,9 @@ class MemoryPlan:
             row.append(4 * heads * c.num_hashes * tail + chunks * (12 * tail + 8 * c.lsh_attn_chunk_length))
             copied = 1 if self.device.type == "cpu" else 2  # keys; where there is no kernel for them, values, too
             row.append(chunks * c.lsh_attn_chunk_length * (copied * size * (item + self._converted_item) + 24))
-        return max(sessions, extend_tokens(c, self.device)) * max(row)
+        rows = max(sessions, extend_tokens(c, self.device)) * max(row)
+        weight = c.hidden_size * max(heads * size, c.feed_forward_size, 2 * c.vocab_size)  # the largest one, converted
+        return max(rows, weight * self._converted_item)
 
     def recorded_bytes(self, sessions: int) -> int:
         """What the steps that are recorded on a CPU may keep of the results in all layers."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -30,17 +31,17 @@ class Recording:
         """Runs the computation, and records it.
 
         Args:
-            computation: reads and writes tensors that it finds where they are; its shapes are fixed. What it tells
-                Python of their values, as by `tolist`, can't be noticed.
+            computation: reads and writes tensors that were there before; its shapes are fixed. What it tells Python
+                of their values, as by `tolist`, can't be noticed, and what it keeps isn't filled anew.
 
         Raises:
-            ValueError: it may look at values; it has been run in part.
+            ValueError: it may look at values, or does what can't be repeated; it has been run in part.
         """
         recorder = _Recorder()
         with recorder:
             computation()
-        self._kernels, results = recorder.finished()
-        self.nbytes = results + sum(constant.untyped_storage().nbytes() for constant in recorder.lasting)
+        self._kernels, result_bytes = recorder.finished()
+        self.nbytes = result_bytes + sum(constant.untyped_storage().nbytes() for constant in recorder.lasting)
         """Of what is kept: memory for results, and constants."""
 
     def __len__(self) -> int:
@@ -58,6 +59,7 @@ class Recording:
 class _Block:
     """Memory of a result, and the kernels between which it is needed."""
 
+    storage: StorageWeakRef
     nbytes: int
     first: int
     last: int
@@ -88,8 +90,7 @@ class _Part:
 class _Recorder(TorchDispatchMode):
     """Sees every operation below autograd, and sorts it: a kernel to be run again, a view, or a constant.
 
-    Of results only their shapes are kept, so that recording a computation takes no more memory than running it. What is
-    new lies where nothing else does that is alive; so the latest block at an address is the one that is meant.
+    Of results only their shapes are kept, so that recording a computation takes no more memory than running it.
     """
 
     def __init__(self) -> None:
@@ -121,7 +122,12 @@ class _Recorder(TorchDispatchMode):
             named = {**dict(zip((x.name for x in operation._schema.arguments), arguments, strict=False)), **options}
             self._write_to(_tensors([named.get(x.name) for x in operation._schema.arguments if x.is_write]))
             self._record(operation, arguments, options)
-            return operation(*arguments, **options)
+            result = operation(*arguments, **options)
+            if torch.Tag.inplace_view in operation.tags or not given.issuperset(map(_place, _tensors(result))):
+                raise ValueError(
+                    f"a computation that calls {operation} can't be recorded: that moves what it writes to"
+                )
+            return result
         result = operation(*arguments, **options)
         results = _tensors(result)
         places = {_place(tensor): tensor for tensor in results}
@@ -145,13 +151,13 @@ class _Recorder(TorchDispatchMode):
     def _keep_constant(self, places: dict[int, torch.Tensor]) -> None:
         self._constants |= places
         self.lasting += places.values()
-        for place in places:
-            self._blocks.pop(place, None)
 
     def _add_blocks(self, places: dict[int, torch.Tensor]) -> None:
         now = len(self._kernels)
-        self._blocks |= {place: _Block(x.untyped_storage().nbytes(), now, now) for place, x in places.items()}
-        self._all_blocks += (self._blocks[place] for place in places)
+        for place, tensor in places.items():
+            storage = tensor.untyped_storage()
+            self._blocks[place] = _Block(StorageWeakRef(storage), storage.nbytes(), now, now)
+            self._all_blocks.append(self._blocks[place])
 
     def _record(self, kernel: Callable[..., object], arguments: Sequence[Any], options: Mapping[str, Any]) -> None:
         self._kernels.append(tree_map_only(torch.Tensor, self._part, (kernel, arguments, options)))
@@ -159,8 +165,10 @@ class _Recorder(TorchDispatchMode):
     def _part(self, tensor: torch.Tensor) -> torch.Tensor | _Part:
         """What the kernel that comes next needs."""
         block = self._blocks.get(_place(tensor))
-        if block is None:
+        if block is None or block.storage.expired():  # then something else lies there now
             return tensor
+        if tensor.is_conj() or tensor.is_neg():
+            raise ValueError("a computation with views of conjugate or negated results can't be recorded")
         block.last = len(self._kernels)
         return _Part(block, tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
@@ -174,16 +182,16 @@ class _Recorder(TorchDispatchMode):
 
 def _arrange(blocks: Sequence[_Block]) -> int:
     """Gives each block the first place that is free while it is needed; returns the bytes of all places."""
-    placed: list[_Block] = []  # by their places: those that may be needed at the same time as later ones
+    alive: list[_Block] = []  # by their places
     end = 0
     for block in blocks:  # in the order of their first kernels
-        placed = [other for other in placed if other.last >= block.first]
-        for other in placed:
+        alive = [other for other in alive if other.last >= block.first]
+        for other in alive:
             if block.end <= other.start:
                 break
             block.start = max(block.start, other.end)
-        placed.append(block)
-        placed.sort(key=lambda each: each.start)
+        alive.append(block)
+        alive.sort(key=lambda each: each.start)
         end = max(end, block.end)
     return end
 

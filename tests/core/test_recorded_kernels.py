@@ -143,6 +143,41 @@ def test_what_looks_at_values_cannot_be_recorded(look: Callable[[torch.Tensor], 
         Recording(lambda: look(torch.ones(3)))
 
 
+def grow(x: torch.Tensor) -> None:
+    torch.add(x, x, out=x[:2] * 2)
+
+
+def normalise(x: torch.Tensor) -> None:
+    torch.nn.functional.batch_norm(x.view(2, 2), torch.zeros(2), torch.ones(2), training=True)
+
+
+@pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
+@pytest.mark.parametrize(
+    "change",
+    [grow, normalise, lambda x: (x * 2).resize_(9), lambda x: x.view(2, 2).t_(), lambda x: torch._neg_view(x * 2) + 1],
+    ids=["out is too small", "new results", "resized", "transposed in place", "negated view"],
+)
+def test_what_cannot_be_repeated_cannot_be_recorded(change: Callable[[torch.Tensor], object]) -> None:
+    x = torch.ones(4)
+    with pytest.raises(ValueError, match="can't be recorded"):
+        Recording(lambda: change(x))
+
+
+def test_memory_of_a_result_that_is_gone_may_be_anything() -> None:
+    """Tensors whose making isn't seen lie where results have been."""
+    for size in range(1000, 9000, 97):
+        x, out = torch.ones(size), torch.zeros(size)
+
+        def computation(x: torch.Tensor = x, out: torch.Tensor = out, size: int = size) -> None:
+            out.copy_(x * 3)
+            out.add_(torch.frombuffer(bytearray(4 * size), dtype=torch.float32))
+
+        recording = Recording(computation)
+        x.fill_(2)
+        recording.replay()
+        assert out.unique().tolist() == [6]
+
+
 def test_recording_imports_no_compiler() -> None:
     """Which takes a second, and memory."""
     program = """
