@@ -67,7 +67,7 @@ def tell_distances(model: ReformerModel, waves: Waves, looks: Sequence[Sequence[
 def plain_copy(model: ReformerModel) -> ReformerModel:
     """A copy of the model whose weights are plain ones."""
     with torch.random.fork_rng(devices=[]):
-        plain = ReformerModel(model.config).to(model.device)
+        plain = ReformerModel(model.config).to(model.device, model.dtype)
     for path, module in plain.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             parameter.copy_(getattr(model.get_submodule(path), name))

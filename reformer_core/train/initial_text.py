@@ -41,11 +41,7 @@ def initialise_text(model: ReformerModel) -> None:
         table = positions.table
     rows, width = table.numel() // table.shape[-1], config.hidden_size
     room = min(table.shape[-1], width // 2) // 2, config.attention_head_size // 3
-    waves = Waves(rows, width, max(1, min(MOST_WAVES, *room)), config.local_window)
-    table.zero_()
-    table[..., -waves.channels :] = EMBEDDING_STD * waves.table().view(*table.shape[:-1], waves.channels)
     nn.init.normal_(model.embeddings.tokens.weight, std=EMBEDDING_STD)
-    model.embeddings.tokens.weight[:, -waves.channels :] = 0
     for layer in model.reversible_layers:
         layer.feed_forward.outer.weight *= OUTPUT_SHARE
         layer.attention.output.weight *= OUTPUT_SHARE
@@ -54,4 +50,9 @@ def initialise_text(model: ReformerModel) -> None:
         else:
             for linear in (layer.attention.query, layer.attention.key):
                 nn.init.normal_(linear.weight, std=1 / math.sqrt(width))
-    tell_distances(model, waves, LOOKS)
+    if min(room):  # else heads or tables are tiny, and positions random ones
+        waves = Waves(rows, width, min(MOST_WAVES, *room), max(config.local_window, 2))
+        table.zero_()
+        table[..., -waves.channels :] = EMBEDDING_STD * waves.table().view(*table.shape[:-1], waves.channels)
+        model.embeddings.tokens.weight[:, -waves.channels :] = 0
+        tell_distances(model, waves, LOOKS)

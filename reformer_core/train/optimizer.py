@@ -1,5 +1,6 @@
 """Which optimizer updates which parameters."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,11 +50,15 @@ def build_optimizers(model: ReformerModel, settings: OptimizerSettings) -> list[
 
 
 def _freeze(model: ReformerModel, prefixes: Sequence[str]) -> None:
-    parameters = dict(model.named_parameters())
+    # A weight that is written in another way while it is trained (`distances`) has its own name all the same.
+    parameters = [
+        (re.sub(r"parametrizations\.(\w+)\.original\d*$", r"\1", name), value)
+        for name, value in model.named_parameters()
+    ]
     for prefix in prefixes:
-        frozen = [value for name, value in parameters.items() if f"{name}.".startswith(f"{prefix}.")]
+        frozen = [value for name, value in parameters if f"{name}.".startswith(f"{prefix}.")]
         if not frozen:
-            parts = ", ".join(sorted({name.rsplit(".", maxsplit=1)[0] for name in parameters}))
+            parts = ", ".join(sorted({name.rsplit(".", maxsplit=1)[0] for name, _ in parameters}))
             raise ValueError(f"optimizer.freeze names {prefix!r}, but no parameter begins with it; there are {parts}")
         for parameter in frozen:
             parameter.requires_grad_(False)

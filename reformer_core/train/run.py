@@ -140,7 +140,7 @@ def resume(directory: Path, processes: Processes = Processes()) -> TrainingRun: 
         if digest != manifest["digests"][path]:
             raise ValueError(f"{path} has changed since the training began; put the old data back, or train anew")
     model = ReformerModel(ReformerConfig.from_dict(manifest["config"]))
-    if settings.model.init is None:  # how its weights are written
+    if any("parametrizations" in name for name in state["trainer"]["model"]):  # as it was begun
         data.initialise(model)
     run = _assemble(settings, directory, data, load_tokenizer(directory), model, processes)
     run.trainer.load_state_dict(state["trainer"])

@@ -12,6 +12,7 @@ import numpy
 import torch
 from torch import nn
 
+from reformer_core.config import ReformerConfig
 from reformer_core.model import ReformerModel
 from reformer_core.train.data import Batch, Examples
 from reformer_core.train.optimizer import build_optimizers
@@ -185,14 +186,31 @@ class Trainer:
 
 
 def with_hyperparameters(model: ReformerModel, hyperparameters: dict[str, Any]) -> ReformerModel:
-    """A model of the same parameters, not of copies, whose configuration differs in these keys."""
+    """A model of the same parameters, not of copies, whose configuration differs in these keys.
+
+    Raises:
+        ValueError: a value is out of its range, or the parameters would have other shapes.
+    """
     if not hyperparameters:
         return model
-    other = ReformerModel(dataclasses.replace(model.config, **hyperparameters))
+    config = dataclasses.replace(model.config, **hyperparameters)
+    own, needed = _shapes(model.config), _shapes(config)
+    for name in sorted(own.keys() | needed.keys()):
+        if own.get(name) != needed.get(name):
+            raise ValueError(
+                f"{', '.join(hyperparameters)} can't be changed for weights that are there: {name} has the shape "
+                f"{own.get(name)}, but would need {needed.get(name)}"
+            )
+    other = ReformerModel(config)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             other.set_submodule(name, module)  # in whatever way its weight is written
     for name, parameter in model.named_parameters():
-        other.get_parameter(name).requires_grad_(parameter.requires_grad)  # which loading would take from `other`
+        other.get_parameter(name).requires_grad_(parameter.requires_grad)  # loading takes that from `other`
     other.load_state_dict(model.state_dict(keep_vars=True), assign=True)
     return other.to(model.device)
+
+
+def _shapes(config: ReformerConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {name: tuple(parameter.shape) for name, parameter in ReformerModel(config).named_parameters()}

@@ -116,6 +116,25 @@ def test_other_hyperparameters_share_the_parameters() -> None:
     assert torch.equal(again(token_ids), model(token_ids))
 
 
+@pytest.mark.parametrize(
+    "changes", [{"feed_forward_size": 99}, {"attention_head_size": 24}, {"attn_layers": ("local", "lsh")}]
+)
+def test_hyperparameters_of_other_weights_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(changes))} can't be changed for weights that are there: layers"):
+        with_hyperparameters(model_of_distances(), changes)
+
+
+def test_weights_are_frozen_by_their_own_names() -> None:
+    model = model_of_distances()
+    build_optimizers(model, OptimizerSettings(freeze=("layers.0.attention.query.weight", "layers.1.feed_forward")))
+    layers = model.reversible_layers
+    assert not any(x.requires_grad for x in layers[0].attention.query.parameters())
+    assert not any(x.requires_grad for x in layers[1].feed_forward.parameters())
+    assert all(x.requires_grad for x in layers[0].attention.key.parameters())
+    with pytest.raises(ValueError, match=r"there are .*layers.0.attention.query, "):
+        build_optimizers(model, OptimizerSettings(freeze=("layers.0.attention.query.bias",)))
+
+
 def test_gradients_are_the_same_whatever_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a reversible backward pass, which projects some tokens at a time, and of autograd's."""
     found = []

@@ -1,6 +1,7 @@
 """The embedded text model: it is there, small, and better than a general-purpose compressor on a book it never saw."""
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ def test_takes_at_most_ten_megabytes() -> None:
 
 def test_has_a_million_positions_and_a_lossless_vocabulary() -> None:
     config = json.loads((embedded_model_path() / "config.json").read_text())
-    assert config["axial_pos_shape"] == [1024, 1024]
+    assert math.prod(config["axial_pos_shape"]) == config["max_position_embeddings"] == 1 << 20
     tokenizer = load_tokenizer(embedded_model_path())
     assert tokenizer.vocab_size == config["vocab_size"] == 1024
     assert (tokenizer.pad_id, tokenizer.eos_id) == (config["pad_token_id"], config["eos_token_id"])

@@ -83,6 +83,12 @@ def test_any_configuration_has_a_beginning(changes: dict[str, Any]) -> None:
     assert mass(weights, 1) > mass(weights, 2)
 
 
+def test_tiny_heads_and_tables_keep_random_positions() -> None:
+    for changes in ({"attention_head_size": 2}, {"axial_pos_embds_dim": (255, 1)}):
+        model = initial_model(**changes)
+        assert all(parameter.isfinite().all() and parameter.requires_grad for parameter in model.parameters())
+
+
 @torch.no_grad()
 def test_noisy_steps_of_adamw_do_not_drown_the_positions() -> None:
     """They have the learning rate's size, whatever the gradients' is."""
