@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from reformer_core.errors import lacks_memory
-from reformer_core.incremental import decode_step, tail_capacity_for
+from reformer_core.incremental import decode_step, tail_capacity_for, undo_decode_step
 from reformer_core.memory_plan import MemoryPlan
 from reformer_core.model import ReformerModel
 from reformer_core.recorded_kernels import RECORDED_WORK, Recording
@@ -92,7 +92,16 @@ class DecodeSteps:
             self._step(batch, tail_capacity)
             return
         self._drop_recordings(most - needed)
-        recordings[shape] = recording = Recording(lambda: self._step(batch, tail_capacity))
+        try:
+            recording = Recording(lambda: self._step(batch, tail_capacity))
+        except ValueError:  # slower without, but not wrong
+            logger.exception("a decode step of %d sessions can't be recorded; steps aren't any more", batch)
+            self._is_on_cpu = False
+            recordings.clear()
+            undo_decode_step(self._table, batch, tail_capacity)
+            self._step(batch, tail_capacity)
+            return
+        recordings[shape] = recording
         self._row_bytes = recording.nbytes / batch
         self._drop_recordings(most)
 

@@ -11,6 +11,7 @@ from reformer_core import decode_graphs
 from reformer_core.decode_graphs import DecodeSteps
 from reformer_core.incremental import decode_step
 from reformer_core.model import ReformerModel
+from reformer_core.recorded_kernels import _Recorder
 from reformer_core.session import Session
 from reformer_core.session_table import SessionTable
 from tests.core.models import random_model, small_config
@@ -181,6 +182,30 @@ def taken_steps(model: ReformerModel, *, are_recorded: bool) -> list[torch.Tenso
             *(x.clone() for x in vars(table).values() if isinstance(x, torch.Tensor)),
             table.pool.rows.clone(),
         ]
+
+
+@pytest.mark.parametrize("kernels", [0, 30, 100])
+def test_a_step_that_cannot_be_recorded_is_taken_again(
+    monkeypatch: pytest.MonkeyPatch, recorder: Recorder, caplog: pytest.LogCaptureFixture, kernels: int
+) -> None:
+    """From its beginning, however far it had come; and later ones aren't tried."""
+    model = tiny_model()
+    text, ids = random_tokens(model, 20), random_tokens(model, 6, seed=2).tolist()
+    with open_session(model, text) as session:
+        expected = logits_after(DecodeSteps(model, session.table), session, ids)
+    recorder.log.clear()
+    record = _Recorder._record
+
+    def refuse(self: _Recorder, *kernel: Any) -> None:
+        if len(self._kernels) == kernels:
+            raise ValueError("can't be recorded")
+        record(self, *kernel)
+
+    monkeypatch.setattr(_Recorder, "_record", refuse)
+    with open_session(model, text) as session:
+        assert torch.equal(logits_after(DecodeSteps(model, session.table), session, ids), expected)
+    assert recorder.log == ["run"] * 7
+    assert "can't be recorded" in caplog.text
 
 
 def test_recordings_keep_little_memory(monkeypatch: pytest.MonkeyPatch, recorder: Recorder) -> None:
