@@ -1,4 +1,4 @@
-"""Linear layers that compute in the format that the device multiplies, whatever their weights are stored in."""
+"""Linear layers and norms, computed in formats that fit device and input, whatever their weights are stored in."""
 
 import torch
 from torch import nn
@@ -50,3 +50,13 @@ class Linear(nn.Linear):
 
 def _is_one_row(x: torch.Tensor) -> bool:
     return x.numel() == x.shape[-1]
+
+
+class LayerNorm(nn.LayerNorm):
+    """torch's layer; of float32 numbers it gives float32 ones, also if its own are float16."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., d] -> [..., d]."""
+        if x.dtype == self.weight.dtype or self.weight.dtype != torch.float16:
+            return super().forward(x)
+        return nn.functional.layer_norm(x, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)

@@ -10,7 +10,7 @@ from torch import nn
 
 from reformer_core.config import ReformerConfig
 from reformer_core.dropout import dropout
-from reformer_core.linear import Linear, unrounded
+from reformer_core.linear import LayerNorm, Linear, unrounded
 from reformer_core.rounds import SlotLayout, attend_rounds
 from reformer_core.window_attention import attend_slots
 
@@ -22,7 +22,7 @@ class LocalAttention(nn.Module):
         super().__init__()
         self.config = config
         inner = config.num_attention_heads * config.attention_head_size
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.query = Linear(config.hidden_size, inner, bias=False)
         self.key = Linear(config.hidden_size, inner, bias=False)
         self.value = Linear(config.hidden_size, inner, bias=False)
@@ -30,18 +30,16 @@ class LocalAttention(nn.Module):
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Residual stream [..., n, d] -> queries, keys (scaled) and values, [..., H, n, D]."""
-        scale = math.sqrt(self.config.attention_head_size)
-        if hidden.dtype == torch.float16:
-            # Heads that look a fixed distance back are sharp: rounding what they compare is most of float16's error.
-            x = layer_norm_float32(self.norm, hidden)
-            query, key = unrounded(x, self.query.weight), unrounded(x / scale, self.key.weight)
-        else:
-            x = self.norm(hidden)
+        x, scale = self.norm(hidden), math.sqrt(self.config.attention_head_size)
+        if x.dtype == self.value.weight.dtype:
             query, key = self.query(x), self.key(x) / scale
+        else:
+            # Float32, in a float16 model. Heads that look a fixed distance back are sharp: rounding what they compare
+            # is much of such a model's error.
+            query, key = unrounded(x, self.query.weight), unrounded(x / scale, self.key.weight)
+        value = self.value(x.to(self.value.weight.dtype))
         heads = (self.config.num_attention_heads, self.config.attention_head_size)
-        query, key, value = (
-            y.unflatten(-1, heads).transpose(-2, -3) for y in (query, key, self.value(x.to(hidden.dtype)))
-        )
+        query, key, value = (y.unflatten(-1, heads).transpose(-2, -3) for y in (query, key, value))
         return query, key, value
 
     def forward(
@@ -102,9 +100,3 @@ class LocalAttention(nn.Module):
         values[:, newest % window] = value[:, newest - start]
         attended: torch.Tensor = self.output(out[:, :tokens].transpose(0, 1).flatten(1))
         return attended
-
-
-def layer_norm_float32(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
-    """What the layer norm gives before it is rounded: [..., d] -> float32 [..., d]."""
-    weight, bias = norm.weight.float(), norm.bias.float()
-    return nn.functional.layer_norm(x.float(), norm.normalized_shape, weight, bias, norm.eps)

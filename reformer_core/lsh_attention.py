@@ -14,7 +14,7 @@ from torch import nn
 from reformer_core.config import ReformerConfig
 from reformer_core.dropout import dropout
 from reformer_core.hashing import draw_rotations, hash_buckets
-from reformer_core.linear import Linear
+from reformer_core.linear import LayerNorm, Linear
 from reformer_core.rounds import SlotLayout, attend_rounds
 
 
@@ -50,7 +50,7 @@ class LSHAttention(nn.Module):
         super().__init__()
         self.config = config
         inner = config.num_attention_heads * config.attention_head_size
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.query_key = Linear(config.hidden_size, inner, bias=False)
         self.value = Linear(config.hidden_size, inner, bias=False)
         self.output = Linear(inner, config.hidden_size, bias=False)
@@ -66,7 +66,7 @@ class LSHAttention(nn.Module):
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Residual stream [..., n, d] -> shared queries and keys (unnormalised), and values, [..., H, n, D]."""
-        x = self.norm(hidden)
+        x = self.norm(hidden).to(self.value.weight.dtype)
         heads = (self.config.num_attention_heads, self.config.attention_head_size)
         query_key = self.query_key(x).unflatten(-1, heads).transpose(-2, -3)
         value = self.value(x).unflatten(-1, heads).transpose(-2, -3)

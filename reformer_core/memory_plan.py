@@ -113,7 +113,8 @@ class MemoryPlan:
         """What reading a document takes besides its pages, while it is being read."""
         c, n, item = self.config, self.tokens, self.dtype.itemsize
         m = min(n, slice_tokens(c, self.device))
-        streams = 2 * n * c.hidden_size * item + 4 * n  # and the token ids
+        second = 4 if self.dtype == torch.float16 else item
+        streams = n * c.hidden_size * (item + second) + 4 * n  # and the token ids
         converted, width, inner = self._converted_item, c.hidden_size, c.num_attention_heads * c.attention_head_size
         block = min(n, HEAD_BLOCK_TOKENS)
         logits = 8 if self._product_item == 4 else 8 + item  # as computed, and in float32, and log-probabilities

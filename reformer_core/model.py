@@ -16,7 +16,7 @@ from reformer_core.dropout import dropout
 from reformer_core.errors import InvalidTokensError, TooManyTokensError
 from reformer_core.feed_forward import FeedForward
 from reformer_core.head_loss import HEAD_BLOCK_TOKENS, head_loss
-from reformer_core.linear import Linear, linear
+from reformer_core.linear import LayerNorm, Linear, linear
 from reformer_core.local_attention import LocalAttention
 from reformer_core.lsh_attention import LSHAttention
 from reformer_core.positions import AxialPositions, PlainPositions
@@ -54,7 +54,7 @@ class ReformerModel(nn.Module):
             Layer(LSHAttention(config) if kind == "lsh" else LocalAttention(config), FeedForward(config))
             for kind in config.attn_layers
         )
-        self.final_norm = nn.LayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
+        self.final_norm = LayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
         self.head = Linear(2 * config.hidden_size, config.vocab_size)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
