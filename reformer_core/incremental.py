@@ -16,7 +16,6 @@ from reformer_core.linear import for_products
 from reformer_core.local_attention import LocalAttention
 from reformer_core.lsh_attention import LSHAttention, normalised_keys
 from reformer_core.model import ReformerModel
-from reformer_core.reversible import second_stream
 from reformer_core.session import Session
 from reformer_core.session_table import SessionRows, SessionTable
 from reformer_core.window_attention import FUTURE, SELF
@@ -133,8 +132,8 @@ def _run_layers(
     local: Callable[[int, LocalAttention, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     """All layers over B rows: int64 [B] and int64 [B] -> logits float32 [B, vocab]."""
-    stream1 = model.embed(token_ids, positions)
-    stream2 = second_stream(stream1)
+    stream2 = model.embed(token_ids, positions)
+    stream1 = stream2.to(model.dtype)
     lsh_layer = local_layer = 0
     for layer in model.reversible_layers:
         if isinstance(layer.attention, LSHAttention):

@@ -28,9 +28,10 @@ def for_products(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def unrounded(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x W^T, x not being rounded to the weight's format before: float32 [..., in], float16 [out, in] -> [..., out].
 
-    Where float16 is multiplied as it is, what rounding takes from x is multiplied, too.
+    Where the device multiplies float16, what rounding takes from x is multiplied, too. Elsewhere the weight is
+    converted: even for a single row that is less than two products.
     """
-    if product_dtype(weight.dtype, weight.device) == x.dtype and not _is_one_row(x):
+    if product_dtype(weight.dtype, weight.device) == x.dtype:
         return nn.functional.linear(x, weight.to(x.dtype)).to(weight.dtype)
     high = x.to(weight.dtype)
     low = (x - high).to(weight.dtype)

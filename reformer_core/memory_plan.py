@@ -20,7 +20,7 @@ from reformer_core.errors import OutOfMemoryError
 from reformer_core.head_loss import HEAD_BLOCK_TOKENS
 from reformer_core.model import ReformerModel
 from reformer_core.pages import PageLayout, PagePool
-from reformer_core.placement import product_dtype
+from reformer_core.placement import product_dtype, second_stream_dtype
 from reformer_core.recorded_kernels import RECORDED_WORK
 from reformer_core.session_table import SessionTable, tail_capacity
 from reformer_core.slicing import extend_tokens, slice_tokens
@@ -113,8 +113,7 @@ class MemoryPlan:
         """What reading a document takes besides its pages, while it is being read."""
         c, n, item = self.config, self.tokens, self.dtype.itemsize
         m = min(n, slice_tokens(c, self.device))
-        second = 4 if self.dtype == torch.float16 else item
-        streams = n * c.hidden_size * (item + second) + 4 * n  # and the token ids
+        streams = n * c.hidden_size * (item + second_stream_dtype(self.dtype).itemsize) + 4 * n  # and the token ids
         converted, width, inner = self._converted_item, c.hidden_size, c.num_attention_heads * c.attention_head_size
         block = min(n, HEAD_BLOCK_TOKENS)
         logits = 8 if self._product_item == 4 else 8 + item  # as computed, and in float32, and log-probabilities

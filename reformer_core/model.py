@@ -19,6 +19,7 @@ from reformer_core.head_loss import HEAD_BLOCK_TOKENS, head_loss
 from reformer_core.linear import LayerNorm, Linear, linear
 from reformer_core.local_attention import LocalAttention
 from reformer_core.lsh_attention import LSHAttention
+from reformer_core.placement import second_stream_dtype
 from reformer_core.positions import AxialPositions, PlainPositions
 from reformer_core.reversible import Layer, run_layers
 
@@ -38,8 +39,9 @@ class Embeddings(nn.Module):
             )
 
     def forward(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """int64 [...] and int64 [...], broadcastable -> [..., d]."""
-        embedded: torch.Tensor = self.tokens(token_ids) + self.positions(positions)
+        """int64 [...] and int64 [...], broadcastable -> [..., d], in the second stream's format."""
+        tokens, places = self.tokens(token_ids), self.positions(positions)
+        embedded: torch.Tensor = tokens.to(second_stream_dtype(tokens.dtype)) + places
         return embedded
 
 
@@ -136,7 +138,7 @@ class ReformerModel(nn.Module):
         return head_loss(stream1, stream2, targets, self.logits, parameters) / (targets != -100).sum()
 
     def embed(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """What both streams start as: int64 [...] and int64 [...], broadcastable -> [..., d]."""
+        """What both streams start as, not rounded to float16: int64 [...] and int64 [...], broadcast -> [..., d]."""
         embedded: torch.Tensor = self.embeddings(token_ids, positions)
         return embedded
 

@@ -76,6 +76,15 @@ def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return dtype
 
 
+def second_stream_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The format of the second residual stream in a model that is stored as `dtype`: float32 for float16.
+
+    Attention reads that stream, and some of its numbers get large: rounding them was most of the error of float16's
+    logits.
+    """
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 @lru_cache  # asked for every product
 def cpu_multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions that multiply bfloat16."""

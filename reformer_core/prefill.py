@@ -17,7 +17,8 @@ from reformer_core.local_attention import LocalAttention
 from reformer_core.lsh_pass import LSHPass
 from reformer_core.model import ReformerModel
 from reformer_core.pages import PagePool
-from reformer_core.reversible import Layer, second_stream
+from reformer_core.placement import second_stream_dtype
+from reformer_core.reversible import Layer
 from reformer_core.slicing import parts, slice_tokens
 
 
@@ -78,7 +79,7 @@ class Prefill:
         token_pages, order_pages, state_pages = self._pages_by_use()
         state = DocumentState.empty(config, model.dtype, model.device)
         stream1 = torch.empty(n, config.hidden_size, dtype=model.dtype, device=model.device)
-        stream2 = torch.empty_like(stream1, dtype=second_stream(stream1[:0]).dtype)
+        stream2 = torch.empty_like(stream1, dtype=second_stream_dtype(model.dtype))
         for part in parts(n, self._step):
             positions = torch.arange(part.start, part.stop, device=model.device)
             stream1[part] = stream2[part] = model.embed(self._token_ids[part].long().to(model.device), positions)

@@ -61,16 +61,13 @@ def run_layers(
     return cast(tuple[torch.Tensor, torch.Tensor], streams)
 
 
-def second_stream(hidden: torch.Tensor) -> torch.Tensor:
-    """What the second stream starts as: float32 if hidden [..., d] is float16, else hidden itself.
-
-    Attention reads it, and some of its numbers get large: in float16, rounding them is most of the logits' error.
-    """
-    return hidden.float() if hidden.dtype == torch.float16 else hidden
+def _dtype(layers: Sequence[Layer]) -> torch.dtype:
+    """Of the layers' weights, and of the first stream."""
+    return layers[0].feed_forward.outer.weight.dtype
 
 
 def _run_and_keep(layers: Sequence[Layer], hidden: torch.Tensor, seed: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    stream1, stream2 = hidden, second_stream(hidden)
+    stream1, stream2 = hidden.to(_dtype(layers)), hidden
     for layer, (attention_seed, feed_forward_seed) in zip(layers, _seeds(seed, len(layers)), strict=True):
         stream1 = stream1 + layer.attention(stream2, None, _generator(attention_seed, hidden))
         stream2 = stream2 + layer.feed_forward(stream1, _generator(feed_forward_seed, hidden))
@@ -104,7 +101,7 @@ class _ReversibleLayers(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.layers, ctx.seed, ctx.autocast = layers, seed, Autocast.current(hidden.device)
         ctx.buckets = [empty_buckets(layer.attention, hidden) for layer in layers]
-        stream1, stream2 = hidden.clone(), second_stream(hidden.clone())
+        stream1, stream2 = hidden.to(_dtype(layers), copy=True), hidden.clone()
         with ctx.autocast.again():
             for layer, buckets, (attention_seed, feed_forward_seed) in zip(
                 layers, ctx.buckets, _seeds(seed, len(layers)), strict=True
