@@ -43,12 +43,13 @@ def test_a_function_that_fails_is_timed_as_well() -> None:
 
 
 def test_every_stage_takes_part_in_reading(engine: Engine) -> None:
-    _, stages, document = measure_reading(engine, random_tokens(engine.model, 200), RATE)
-    assert {stage.name for stage in stages} == set(reading_stages(engine.model))
-    assert stages[-1].name == REST
-    limited = {stage.name for stage in stages if stage.limit_milliseconds is not None}
+    reading = measure_reading(engine, random_tokens(engine.model, 200), lambda: RATE)
+    assert reading.rate == RATE
+    assert {stage.name for stage in reading.stages} == set(reading_stages(engine.model))
+    assert reading.stages[-1].name == REST
+    limited = {stage.name for stage in reading.stages if stage.limit_milliseconds is not None}
     assert limited == set(work.multiplications(engine.model.config))
-    document.close()
+    reading.document.close()
 
 
 def test_every_stage_takes_part_in_decoding(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +78,7 @@ def test_weights_are_read_once_a_token() -> None:
         for name, parameter in model.named_parameters()
         if "embeddings" not in name and parameter.dim() > 1
     )
-    rotations = sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith("rotations"))
+    rotations = sum(buffer.numel() // 2 for name, buffer in model.named_buffers() if name.endswith("rotations"))
     reads = work.decode_reads(model.config, 4)
     assert sum(reads.values()) - reads["attend"] == 4 * (weights + rotations)
     multiplied = work.multiplications(model.config)

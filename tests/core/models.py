@@ -68,8 +68,8 @@ def hash_margin(model: ReformerModel, token_ids: torch.Tensor) -> float:
         query_key = attention.project(inputs[0])[0]
         rotations = attention.rotations.flatten(2).to(query_key.dtype)
         rotated = (query_key @ rotations).unflatten(-1, attention.rotations.shape[2:])
-        for part in rotated.split([factor // 2 for factor in model.config.bucket_factors], dim=-1):
-            best = torch.cat([part, -part], dim=-1).topk(2).values
+        for part in rotated.split(list(model.config.bucket_factors), dim=-1):
+            best = part.topk(2).values
             margins.append(float(((best[..., 0] - best[..., 1]) / best[..., 0]).min()))
 
     hooks = [layer.register_forward_hook(record) for layer in model.modules() if isinstance(layer, LSHAttention)]

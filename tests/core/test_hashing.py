@@ -26,7 +26,7 @@ def naive_bucket(vector: torch.Tensor, rotations: torch.Tensor, factors: tuple[i
         part = rotated[column : column + factor // 2]
         candidates = part + [-x for x in part]
         bucket += weight * candidates.index(max(candidates))
-        column += factor // 2
+        column += factor  # beginning with those that weren't negated
         weight *= factor
     return bucket
 
