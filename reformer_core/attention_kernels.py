@@ -31,15 +31,17 @@ def fused(
     Args:
         query: [N, c, L, D].
         key, value: [N, c, W, D], the keys scaled already; windows may overlap in memory.
-        mask: what is added to the logits, [N or 1, c, L, W].
+        mask: what is added to the logits, [N or 1, c or 1, L, W]; it can be overwritten.
 
     Returns:
         out [N, c, L, D] and the log-sum-exp of the logits, float32 [N, c, L].
     """
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        return _by_products(query, key, value, mask)
     if query.device.type == "cpu":
         out, log_sum_exp = _on_cpu(query, key, value, attn_mask=mask, scale=1.0)
         return out, log_sum_exp
-    mask = mask.expand(len(query), -1, -1, -1)
+    mask = mask.expand(*query.shape[:2], -1, -1)
     out, log_sum_exp, _, _ = _on_gpu(query, key, value, mask, compute_log_sumexp=True, scale=1.0)
     return out, log_sum_exp[..., : query.shape[-2]]
 
@@ -57,7 +59,7 @@ def fused_backward(
     if query.device.type == "cpu":
         grads = _on_cpu_backward(grad_out, query, key, value, out, log_sum_exp, 0.0, False, attn_mask=mask, scale=1.0)
     else:
-        mask = mask.expand(len(query), -1, -1, -1)
+        mask = mask.expand(*query.shape[:2], -1, -1)
         out = out.transpose(1, 2).contiguous().transpose(1, 2)  # the layout in which the forward kernel leaves it
         log_sum_exp = nn.functional.pad(log_sum_exp, (0, -query.shape[-2] % GPU_QUERIES), value=torch.inf)
         no_dropout = torch.empty(0, dtype=torch.long, device=query.device)  # the state of its random numbers
@@ -67,6 +69,25 @@ def fused_backward(
         )  # fmt: skip
     grad_query, grad_key, grad_value = grads
     return grad_query, grad_key, grad_value
+
+
+def _by_products(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`fused` in bfloat16 on CPUs, where it isn't: the fused kernel multiplies in float32 on all of them but Intel's.
+
+    Logits and weights are rounded between the steps, as they are when a token is decoded.
+    """
+    shape = query.shape
+    query, key, value, mask = (x.expand(*shape[:2], -1, -1).flatten(0, 1) for x in (query, key, value, mask))
+    add_products = mask.baddbmm_ if mask.is_contiguous() else mask.baddbmm  # in place, unless it stands for others, too
+    logits = add_products(query, key.transpose(-1, -2))
+    weights = torch.softmax(logits, dim=-1)
+    # The largest numbers, from the integers that their bits are: ten times faster. Below zero, their order is reversed.
+    bits, weight = logits.view(torch.int16), weights.view(torch.int16).amax(dim=-1).view(weights.dtype)
+    logit = torch.maximum(bits.amax(dim=-1).view(logits.dtype), bits.amin(dim=-1).view(logits.dtype))
+    log_sum_exp = logit.float() - weight.float().log()
+    return torch.bmm(weights, value).view(shape), log_sum_exp.view(shape[:-1])
 
 
 def weighted_sums(rows: torch.Tensor, where: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -79,24 +79,24 @@ class LocalAttention(nn.Module):
             keys, values: [H, W, D], of the W positions before; position p lies at p % W. Updated to the slice's end.
         """
         length, before = self.config.local_attn_chunk_length, self.config.local_num_chunks_before
-        window = self.config.local_window
-        query, key, value = self.project(hidden)  # [H, m, D]
+        query, *projected = self.project(hidden)  # [H, m, D]
         tokens, padding = len(hidden), -len(hidden) % length
-        end, reach = start + tokens + padding, before * length
-        position = torch.arange(start - reach, end, device=hidden.device)
-        history = position[:reach] % window
-        pad = (0, 0, 0, padding)
+        end, reach, window = start + tokens + padding, before * length, self.config.local_window
+        # All chunks see what is before them alike, but at the beginning, where there is nothing.
+        position = torch.arange(start - reach, end if start < reach else start + length, device=hidden.device)
+        seen = []
+        for ring, new in zip((keys, values), projected, strict=True):
+            seen.append(torch.cat([ring.roll(-(start % window), dims=-2), new], dim=-2))
+            ring.copy_(seen[-1][:, -window:].roll((start + tokens) % window, dims=-2))
+        query, key, value = (nn.functional.pad(x, (0, 0, 0, padding)) if padding else x for x in (query, *seen))
         out, _ = attend_slots(
-            nn.functional.pad(query, pad),
-            nn.functional.pad(torch.cat([keys[:, history], key], dim=-2), pad),
-            nn.functional.pad(torch.cat([values[:, history], value], dim=-2), pad),
+            query,
+            key[:, window - reach :],
+            value[:, window - reach :],
             torch.where(position < 0, end, position).unsqueeze(0),  # nothing is seen before the beginning
             length=length,
             before=before,
             shared_qk=False,
         )
-        newest = torch.arange(max(start, start + tokens - window), start + tokens, device=hidden.device)
-        keys[:, newest % window] = key[:, newest - start]
-        values[:, newest % window] = value[:, newest - start]
         attended: torch.Tensor = self.output(out[:, :tokens].transpose(0, 1).flatten(1))
         return attended

@@ -72,7 +72,8 @@ def attend_slots(
         query: [..., c L, D], the slots but the first b chunks, which are only seen.
         key: [..., (b + c) L, D].
         value: [..., (b + c) L, D].
-        position: int [..., (b + c) L], the tokens' positions, broadcastable.
+        position: int [..., (b + c) L], the tokens' positions, broadcastable; or [..., (b + 1) L], those of one chunk
+            and the chunks before it, if in all others tokens lie in the same order.
         length: L.
         before: b.
 
@@ -87,12 +88,7 @@ def attend_slots(
         out, log_sum_exp = fused(*_merged(query, key_windows, value_windows), mask)
         out, log_sum_exp = out.reshape(query.shape), log_sum_exp.reshape(query.shape[:-1])
         if shared_qk:
-            alone, own = _alone(behind, ahead), _own_keys(behind, ahead, before)
-            own_log_sum_exp = (SELF + own.log()).to(log_sum_exp.dtype)
-            own_weight = (own * torch.exp(SELF - own_log_sum_exp)).to(value.dtype)  # 1, as far as 1e5 is exact
-            own_value = value[..., before * length :, :].unflatten(-2, (-1, length))
-            out = torch.where(alone.unsqueeze(-1), own_value * own_weight.unsqueeze(-1), out)
-            log_sum_exp = torch.where(alone, own_log_sum_exp, log_sum_exp)
+            _look_at_themselves(out, log_sum_exp, behind, ahead, before)
     else:
         windows = (query, key_windows, value_windows, behind, ahead)
         out, log_sum_exp = attend(*windows, shared_qk=shared_qk, dropout_prob=dropout_prob, generator=generator)
@@ -173,14 +169,32 @@ def _masked_logits(
 def _additive_mask(behind: torch.Tensor, ahead: torch.Tensor, shared_qk: bool, dtype: torch.dtype) -> torch.Tensor:
     """What a query doesn't see as a summand, [..., c, L, W] with the leading dimensions merged.
 
-    Its own key included, in shared-QK attention: a query that has nothing else is looked after separately, since
-    logits near -1e5 would be too coarse to add to.
+    A query's own key, in shared-QK attention, is half as far away as later ones are: without any other it sees itself.
     """
-    behind, ahead = behind.unsqueeze(-1), ahead.unsqueeze(-2)
-    unseen = ahead >= behind if shared_qk else ahead > behind
-    lowest = max(FUTURE, torch.finfo(dtype).min)  # float16 has no -1e9; its lowest does as well
-    mask = unseen.to(dtype).mul_(lowest)  # several times faster than filling by a mask of booleans
+    behind, ahead = behind.to(torch.int32), ahead.to(torch.int32)  # half of what is read and written
+    distance = (behind - int(shared_qk)).unsqueeze(-1) - ahead.unsqueeze(-2)
+    mask = distance.clamp_(-2, 0).mul_(_unseen(dtype)).to(dtype)
     return mask.flatten(0, -4) if mask.dim() > 3 else mask.unsqueeze(0)
+
+
+def _unseen(dtype: torch.dtype) -> int:
+    """More than logits can make up for; twice that has to be finite."""
+    return 30_000 if dtype == torch.float16 else 100_000
+
+
+def _look_at_themselves(
+    out: torch.Tensor, log_sum_exp: torch.Tensor, behind: torch.Tensor, ahead: torch.Tensor, before: int
+) -> None:
+    """For queries that see no key but their own: what they get if its logit is exactly `SELF`, in place.
+
+    Published models replace logits, and near -1e5 float32 is coarse: two such weights of 1/2 don't add up to 1.
+    """
+    alone, own = log_sum_exp < -_unseen(out.dtype) / 2, _own_keys(behind, ahead, before)
+    own_log_sum_exp = (SELF + own.log()).to(log_sum_exp.dtype)
+    log_sum_exp.copy_(torch.where(alone, own_log_sum_exp, log_sum_exp))
+    met = slice(0, before)  # where two rounds meet, and an own key can be there twice
+    weight = torch.where(alone, own * torch.exp(SELF - own_log_sum_exp), 1)[..., met, :]
+    out[..., met, :, :] *= weight.unsqueeze(-1).to(out.dtype)
 
 
 def _alone(behind: torch.Tensor, ahead: torch.Tensor) -> torch.Tensor:
