@@ -6,8 +6,6 @@ that is appended to a cached document come from `bucket_index`.
 Shapes: B batch, H heads, D head size, R hash rounds, L chunk length, n tokens, N padded tokens, d width.
 """
 
-import math
-
 import torch
 from torch import nn
 
@@ -18,11 +16,20 @@ from reformer_core.linear import LayerNorm, Linear
 from reformer_core.rounds import SlotLayout, attend_rounds
 
 
-def normalised_keys(query_key: torch.Tensor) -> torch.Tensor:
-    """Keys of the shared-QK vectors: of one length, so that no token draws more attention by its norm, over sqrt(D)."""
-    x = query_key.float()
-    scale = torch.rsqrt(x.pow(2).mean(dim=-1, keepdim=True) + 1e-6) / math.sqrt(x.shape[-1])
-    return (x * scale).to(query_key.dtype)
+def key_norms(query_key: torch.Tensor) -> torch.Tensor:
+    """Norms of the shared-QK vectors, [..., D] -> [...], at least float32: what makes a normalised key its query."""
+    exact = torch.promote_types(query_key.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(query_key, dim=-1, dtype=exact)
+    return torch.sqrt(norms.square() + 1e-6 * query_key.shape[-1])
+
+
+def normalised_keys(query_key: torch.Tensor, norms: torch.Tensor | None = None) -> torch.Tensor:
+    """Keys of the shared-QK vectors [..., D]: of length 1, so that no token draws more attention by its norm.
+
+    The division by sqrt(D) is in it: published keys have length sqrt(D) before. `norms` are the `key_norms`, if known.
+    """
+    norms = key_norms(query_key) if norms is None else norms
+    return (query_key / norms.unsqueeze(-1)).to(query_key.dtype)
 
 
 def sorted_order(buckets: torch.Tensor, padded: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 import torch
 
 from reformer_core.bucket_index import bucket_offsets, write_order
-from reformer_core.lsh_attention import LSHAttention, normalised_keys, sorted_order
+from reformer_core.lsh_attention import LSHAttention, key_norms, normalised_keys, sorted_order
 from reformer_core.pages import PagePool
 from reformer_core.rounds import combine
 from reformer_core.slicing import parts, slice_tokens
@@ -18,7 +18,7 @@ from reformer_core.window_attention import attend_slots
 
 
 class LSHPass:
-    """The pass through one layer; afterwards `out` is the heads' output, and the pages hold keys, values and orders."""
+    """The pass through one layer; afterwards `out` [H, n, D] is what the heads got, and the pages hold the rest."""
 
     def __init__(
         self,
@@ -36,12 +36,17 @@ class LSHPass:
         config, device, dtype = attention.config, pool.device, pool.layout.dtype
         heads, rounds, head_size = config.num_attention_heads, config.num_hashes, config.attention_head_size
         self._attention, self._config, self._pool, self._tokens = attention, config, pool, tokens
-        self._key_bases, self._order_pages = pool.layout.key_bases(token_pages.to(device)), order_pages
+        self._order_pages = order_pages
+        padded = config.padded_length(tokens)
+        position = torch.arange(padded, device=device).clamp_(max=tokens - 1)  # padding is masked by its position
+        bases = pool.layout.key_bases(token_pages.to(device))[position >> pool.layout.token_bits]
+        self._first_rows = pool.layout.key_row(bases, 0, position)  # of the first head's keys
+        self._of_heads = pool.layout.head_distance * torch.arange(heads, device=device).unsqueeze(-1)
         self._step = slice_tokens(config, device)
         self._head_step = self._step * heads  # of one head, which is so much less work
-        self.out = torch.empty(tokens, heads * head_size, dtype=dtype, device=device)  # each round writes all of it
+        self.out = torch.empty(heads, tokens, head_size, dtype=dtype, device=device)  # each round writes all of it
         self.offsets = torch.zeros(heads, rounds, config.total_buckets + 1, dtype=torch.int32, device=device)
-        self._norms = torch.empty(heads, tokens, dtype=torch.float32, device=device)
+        self._norms = torch.zeros(heads, padded, dtype=torch.float32, device=device)
         bucket_type = torch.int16 if config.total_buckets <= 2**15 else torch.int32
         self._buckets = torch.empty(heads, rounds, tokens, dtype=bucket_type, device=device)
 
@@ -57,16 +62,15 @@ class LSHPass:
     def _project(self, hidden: torch.Tensor, part: slice) -> None:
         query_key, value = self._attention.project(hidden)  # [H, m, D]
         self._buckets[..., part] = self._attention.hash(query_key).to(self._buckets.dtype)
-        mean_square = query_key.float().pow(2).mean(dim=-1)
-        self._norms[:, part] = torch.sqrt((mean_square + 1e-6) * query_key.shape[-1])
-        head = torch.arange(len(query_key), device=hidden.device).unsqueeze(-1)
-        where = self._key_rows(head, torch.arange(part.start, part.stop, device=hidden.device)).flatten()
-        self._pool.rows[where] = normalised_keys(query_key).flatten(0, 1)
-        self._pool.rows[where + self._pool.layout.value_distance] = value.flatten(0, 1)
+        norms = self._norms[:, part] = key_norms(query_key)
+        where = self._first_rows[part]
+        for vectors, first in ((normalised_keys(query_key, norms), 0), (value, self._pool.layout.value_distance)):
+            rows = where + self._of_heads + first
+            self._pool.rows.index_copy_(0, rows.flatten(), vectors.flatten(0, 1))
 
     def _sort(self, head: int) -> Generator[None, None, torch.Tensor]:
         """The head's orders int64 [R, N]: slot -> position, n and more for padding."""
-        padded = self._config.padded_length(self._tokens)
+        padded = self._norms.shape[-1]
         order = torch.empty(self._config.num_hashes, padded, dtype=torch.long, device=self.out.device)
         for round_, buckets in enumerate(self._buckets[head]):
             order[round_] = sorted_order(buckets, padded)
@@ -81,15 +85,14 @@ class LSHPass:
         length, before = self._config.lsh_attn_chunk_length, self._config.lsh_num_chunks_before
         if order.shape[-1] <= length:  # one chunk: everything sees everything, once
             order, length, before = torch.arange(self._tokens, device=order.device)[None], self._tokens, 0
-        sums = _Rounds(self.out.unflatten(-1, (self._config.num_attention_heads, -1))[:, head], len(order))
+        sums = _Rounds(self.out[head], len(order))
         ring = order.flatten()
         for round_ in range(len(order)):
             for part in parts(order.shape[-1], max(self._head_step // length, 1) * length):
                 real = min(part.stop, self._tokens) - part.start  # the rest is padding, last in its round
                 if real > 0:
                     start = round_ * order.shape[-1] + part.start
-                    seen = torch.arange(start - before * length, start + part.stop - part.start, device=ring.device)
-                    window = ring[seen % len(ring)]
+                    window = _on_ring(ring, start - before * length, start + part.stop - part.start)
                     out, log_sum_exp = self._attend_window(head, window, length, before)
                     sums.add(round_, window[before * length :][:real], out[:real], log_sum_exp[:real])
                 yield
@@ -98,20 +101,22 @@ class LSHPass:
         self, head: int, window: torch.Tensor, length: int, before: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions in consecutive slots int64 [b L + m] -> outputs [m, D] and log-sum-exps [m] of the last m."""
-        present = window.clamp(max=self._tokens - 1)  # padding is masked by its position
-        where = self._key_rows(head, present)
-        keys = self._pool.rows.index_select(0, where)
-        values = self._pool.rows.index_select(0, where + self._pool.layout.value_distance)
-        norms = self._norms[head].index_select(0, present[before * length :])
+        where, layout = self._first_rows.index_select(0, window), self._pool.layout
+        of_head = self._pool.rows[head * layout.head_distance :]
+        keys, values = of_head.index_select(0, where), of_head[layout.value_distance :].index_select(0, where)
+        norms = self._norms[head].index_select(0, window[before * length :])
         queries = (keys[before * length :] * norms.unsqueeze(-1)).to(keys.dtype)
         out, log_sum_exp = attend_slots(
             queries[None], keys[None], values[None], window[None], length=length, before=before, shared_qk=True
         )
         return out[0], log_sum_exp[0]
 
-    def _key_rows(self, head: torch.Tensor | int, positions: torch.Tensor) -> torch.Tensor:
-        layout = self._pool.layout
-        return layout.key_row(self._key_bases[positions >> layout.token_bits], head, positions)
+
+def _on_ring(ring: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """ring[start:stop], where a negative start goes around the ring."""
+    if start >= 0:
+        return ring[start:stop]
+    return torch.cat([ring[torch.arange(start, 0, device=ring.device) % len(ring)], ring[:stop]])
 
 
 class _Rounds:

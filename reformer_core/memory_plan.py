@@ -131,7 +131,7 @@ class MemoryPlan:
         if "lsh" in c.attn_layers:
             out = n * c.num_attention_heads * c.attention_head_size * item
             bucket = 2 if c.total_buckets <= 2**15 else 4
-            hashes = n * c.num_attention_heads * (4 + c.num_hashes * bucket)  # norms and buckets
+            hashes = n * (c.num_attention_heads * (4 + c.num_hashes * bucket) + 8)  # norms, buckets, and where keys are
             orders = n * (8 * c.num_hashes + (8 if c.num_hashes > 1 else 0))  # one head's, and its running softmax
             sorting = n * (8 + 8 + bucket)  # one round's order once more, and the sorted buckets
             kept = streams + out + hashes
@@ -202,26 +202,26 @@ class MemoryPlan:
 
     @property
     def _hash_token_bytes(self) -> int:
-        """Projected, rotated, and the rotated vectors beside their negatives."""
+        """Projected and rotated."""
         c, item = self.config, self.dtype.itemsize
-        rotated = sum(c.bucket_factors) // 2 + 3 * max(c.bucket_factors) // 2
+        rotated = sum(c.bucket_factors)
         heads, size = c.num_attention_heads, c.attention_head_size
         vectors = 2 * size * item + size * self._converted_item
         return heads * (c.num_hashes * (rotated * self._product_item + 8) + vectors)
 
     @property
     def _lsh_token_bytes(self) -> int:
-        """One head's mask; keys, values and queries as gathered, and outputs."""
+        """One head's mask, as it is made; keys, values and queries as gathered."""
         c, item = self.config, self.dtype.itemsize
-        vectors = c.attention_head_size * (6 * item + 4 * self._converted_item)
-        return c.lsh_window * (self._product_item + 1) + vectors + 64
+        vectors = c.attention_head_size * (4 * item + 3 * self._converted_item)
+        return c.lsh_window * (4 + self._product_item) + vectors + 64
 
     @property
     def _local_token_bytes(self) -> int:
         """A mask for all heads; their queries, keys and values as projected and as padded."""
         c, item = self.config, self.dtype.itemsize
         vectors = c.attention_head_size * (6 * item + 4 * self._converted_item)
-        return c.local_window * (self._product_item + 1) + c.num_attention_heads * vectors + 24
+        return c.local_window * (4 + self._product_item) + c.num_attention_heads * vectors + 24
 
 
 @lru_cache

@@ -66,7 +66,12 @@ class PageLayout:
 
     def key_row(self, base: torch.Tensor, head: torch.Tensor | int, position: torch.Tensor) -> torch.Tensor:
         """Row of a key in `PagePool.rows`, from its page's base; its value is `value_distance` rows further."""
-        return base + position + head * self.tokens
+        return base + position + head * self.head_distance
+
+    @property
+    def head_distance(self) -> int:
+        """Rows from a head's key to the next head's."""
+        return self.tokens
 
     @property
     def value_distance(self) -> int:

@@ -95,7 +95,7 @@ class Prefill:
                 lsh = LSHPass(layer.attention, self._pool, own_pages, order_pages[index] if self._keep else None, n)
                 yield from lsh.slices(stream2)
                 for part in parts(n, self._step):
-                    stream1[part].add_(layer.attention.output(lsh.out[part]))
+                    stream1[part].add_(layer.attention.merge(lsh.out[:, part], None))
                     stream2[part].add_(layer.feed_forward(stream1[part]))
                     yield
                 state.offsets[index] = lsh.offsets

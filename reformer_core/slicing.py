@@ -23,7 +23,7 @@ class SliceBounds:
     """Tokens that are appended, each with windows of its own: more are hardly faster."""
 
 
-CPU_BOUNDS = SliceBounds(2**28, 256, 4096, 16, 32)  # of two cores
+CPU_BOUNDS = SliceBounds(2**29, 256, 4096, 16, 32)  # of two cores
 GPU_BOUNDS = SliceBounds(2**38, 4096, 32768, 64, 256)  # there, short slices would be all launching of kernels
 
 
