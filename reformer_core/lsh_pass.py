@@ -42,7 +42,7 @@ class LSHPass:
         bases = pool.layout.key_bases(token_pages.to(device))[position >> pool.layout.token_bits]
         self._first_rows = pool.layout.key_row(bases, 0, position)  # of the first head's keys
         self._of_heads = pool.layout.head_distance * torch.arange(heads, device=device).unsqueeze(-1)
-        self._step = slice_tokens(config, device)
+        self._step = slice_tokens(config, dtype, device)
         self._head_step = self._step * heads  # of one head, which is so much less work
         self.out = torch.empty(heads, tokens, head_size, dtype=dtype, device=device)  # each round writes all of it
         self.offsets = torch.zeros(heads, rounds, config.total_buckets + 1, dtype=torch.int32, device=device)

@@ -112,7 +112,7 @@ class MemoryPlan:
     def workspace_bytes(self) -> int:
         """What reading a document takes besides its pages, while it is being read."""
         c, n, item = self.config, self.tokens, self.dtype.itemsize
-        m = min(n, slice_tokens(c, self.device))
+        m = min(n, slice_tokens(c, self.dtype, self.device))
         streams = n * c.hidden_size * (item + second_stream_dtype(self.dtype).itemsize) + 4 * n  # and the token ids
         converted, width, inner = self._converted_item, c.hidden_size, c.num_attention_heads * c.attention_head_size
         block = min(n, HEAD_BLOCK_TOKENS)

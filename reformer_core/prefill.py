@@ -49,7 +49,7 @@ class Prefill:
         self.done_fraction = 0.0
         self._model, self._pool, self._keep, self._keep_scores = model, pool, keep_document, keep_scores
         self._token_ids = token_ids.to(torch.int32).cpu()
-        self._step = slice_tokens(model.config, model.device)
+        self._step = slice_tokens(model.config, model.dtype, model.device)
         self._pages = pool.allocate(self.pages_needed(model, pool, len(token_ids), keep_document=keep_document))
 
     @staticmethod

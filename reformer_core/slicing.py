@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from reformer_core.config import ReformerConfig
+from reformer_core.placement import product_dtype
 
 WINDOW_ENTRIES = 2**25  # of the windows that a slice of appended tokens gathers: 64 MiB of keys in float16
 
@@ -23,8 +24,10 @@ class SliceBounds:
     """Tokens that are appended, each with windows of its own: more are hardly faster."""
 
 
-CPU_BOUNDS = SliceBounds(2**29, 256, 4096, 16, 32)  # of two cores
+CPU_BOUNDS = SliceBounds(2**28, 256, 4096, 16, 32)  # of two cores, in float32
 GPU_BOUNDS = SliceBounds(2**38, 4096, 32768, 64, 256)  # there, short slices would be all launching of kernels
+
+BFLOAT16_SPEED = 4  # times float32's, on CPUs that multiply it
 
 
 def slice_bounds(device: torch.device) -> SliceBounds:
@@ -32,12 +35,13 @@ def slice_bounds(device: torch.device) -> SliceBounds:
     return GPU_BOUNDS if device.type == "cuda" else CPU_BOUNDS
 
 
-def slice_tokens(config: ReformerConfig, device: torch.device) -> int:
-    """Tokens a slice of one layer: a multiple of the chunk lengths, and of bounded work."""
+def slice_tokens(config: ReformerConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """Tokens a slice of one layer, in a model stored as `dtype`: a multiple of the chunk lengths, of bounded work."""
     bounds = slice_bounds(device)
+    speed = BFLOAT16_SPEED if device.type == "cpu" and product_dtype(dtype, device) == torch.bfloat16 else 1
     inner = config.num_attention_heads * config.attention_head_size
     work = config.hidden_size * (2 * config.feed_forward_size + 4 * inner)
-    wanted = min(max(bounds.work // work, bounds.least_tokens), bounds.most_tokens)
+    wanted = min(max(speed * bounds.work // work, bounds.least_tokens), bounds.most_tokens)
     return max(wanted // config.chunk_multiple, 1) * config.chunk_multiple
 
 

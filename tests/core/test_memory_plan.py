@@ -81,7 +81,9 @@ def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def plan_for(model: ReformerModel, tokens: int = TOKENS) -> MemoryPlan:
     return MemoryPlan(
-        model.config, model.dtype, min(tokens, 16 * slice_tokens(model.config, model.device), model.config.max_tokens)
+        model.config,
+        model.dtype,
+        min(tokens, 16 * slice_tokens(model.config, model.dtype, model.device), model.config.max_tokens),
     )
 
 
@@ -114,7 +116,7 @@ def test_a_document(tokens: int) -> None:
 
 def test_reading_a_document(model: ReformerModel) -> None:
     plan = plan_for(model)
-    assert slice_tokens(model.config, model.device) < plan.tokens
+    assert slice_tokens(model.config, model.dtype, model.device) < plan.tokens / 2
     pool, token_ids = pool_for(model, plan), random_tokens(model, plan.tokens)
     with torch.inference_mode(), LiveMemory() as memory:
         prefill = Prefill(model, pool, token_ids, keep_document=True, keep_scores=True)
