@@ -31,13 +31,11 @@ def fused(
     Args:
         query: [N, c, L, D].
         key, value: [N, c, W, D], the keys scaled already; windows may overlap in memory.
-        mask: what is added to the logits, [N or 1, c or 1, L, W]; it can be overwritten.
+        mask: what is added to the logits, [N or 1, c or 1, L, W].
 
     Returns:
         out [N, c, L, D] and the log-sum-exp of the logits, float32 [N, c, L].
     """
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-        return _by_products(query, key, value, mask)
     if query.device.type == "cpu":
         out, log_sum_exp = _on_cpu(query, key, value, attn_mask=mask, scale=1.0)
         return out, log_sum_exp
@@ -71,16 +69,19 @@ def fused_backward(
     return grad_query, grad_key, grad_value
 
 
-def _by_products(
+def fastest(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`fused` in bfloat16 on CPUs, where it isn't: the fused kernel multiplies in float32 on all of them but Intel's.
+    """`fused`, where no backward pass follows: bfloat16 on CPUs takes separate products, and overwrites the mask.
 
-    Logits and weights are rounded between the steps, as they are when a token is decoded.
+    The fused kernel multiplies in float32 on all CPUs but Intel's. Between products logits and weights are rounded, as
+    they are when a token is decoded; `fused_backward` computes its weights from logits that aren't.
     """
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
+        return fused(query, key, value, mask)
     shape = query.shape
     query, key, value, mask = (x.expand(*shape[:2], -1, -1).flatten(0, 1) for x in (query, key, value, mask))
-    add_products = mask.baddbmm_ if mask.is_contiguous() else mask.baddbmm  # in place, unless it stands for others, too
+    add_products = mask.baddbmm_ if mask.is_contiguous() else mask.baddbmm  # in place, unless chunks share it
     logits = add_products(query, key.transpose(-1, -2))
     weights = torch.softmax(logits, dim=-1)
     # The largest numbers, from the integers that their bits are: ten times faster. Below zero, their order is reversed.

@@ -13,10 +13,10 @@ ACTIVATIONS = ("relu", "gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "swish",
 # Far beyond any model. A config is read before its weights: what it claims must neither overflow nor fill the memory.
 MAX_WIDTH = 2**20
 MAX_COUNT = 2**31 - 1
-MAX_ROTATIONS = 2**28  # numbers of all layers, a gigabyte
+MAX_ROTATIONS = 2**28  # numbers of all layers: a gigabyte, and one for their opposites
 _WIDTHS = ("hidden_size", "feed_forward_size", "num_attention_heads", "attention_head_size")
 _FEW_ROTATIONS = (
-    f"so small that num_attention_heads × attention_head_size × num_hashes × num_buckets numbers "
+    f"so small that num_attention_heads × attention_head_size × num_hashes × num_buckets / 2 numbers "
     f"a layer are at most {MAX_ROTATIONS:,} in all"
 )
 
@@ -113,7 +113,9 @@ class ReformerConfig:
             even = all(factor >= 2 and factor % 2 == 0 for factor in self.bucket_factors)
             require("num_buckets", len(self.bucket_factors) >= 1 and even, "an even number, or a list of even factors")
             require("num_buckets", self.total_buckets <= MAX_COUNT, f"at most {MAX_COUNT:,}")
-        rotations = self.num_attention_heads * self.attention_head_size * self.num_hashes * sum(self.bucket_factors)
+        rotations = (
+            self.num_attention_heads * self.attention_head_size * self.num_hashes * sum(self.bucket_factors) // 2
+        )
         require("num_hashes", rotations * len(self.attn_layers) <= MAX_ROTATIONS, _FEW_ROTATIONS)
         if self.hash_seed is not None:
             require("hash_seed", -(2**63) <= self.hash_seed < 2**64, "between -2**63 and 2**64 - 1")

@@ -52,6 +52,6 @@ def hash_buckets(query_key: torch.Tensor, rotations: torch.Tensor, factors: Sequ
 def _bits(x: torch.Tensor) -> torch.Tensor:
     """Floating-point numbers as the integers that their bits are; of these, CPUs find the largest several times faster.
 
-    It is the same one, the first of equals included, as long as it isn't negative: below zero, the order is reversed.
+    It is the same one, the first of equals included, if it is greater than zero. Below, the order is reversed.
     """
     return x.view(_INTEGERS[x.dtype.itemsize])

@@ -82,21 +82,22 @@ class LocalAttention(nn.Module):
         query, *projected = self.project(hidden)  # [H, m, D]
         tokens, padding = len(hidden), -len(hidden) % length
         end, reach, window = start + tokens + padding, before * length, self.config.local_window
-        # All chunks see what is before them alike, but at the beginning, where there is nothing.
+        # One chunk's positions stand for all, but near the beginning (start < reach), before which there is nothing.
         position = torch.arange(start - reach, end if start < reach else start + length, device=hidden.device)
-        seen = []
+        zeros, seen = query.new_zeros(len(query), padding, query.shape[-1]), []
         for ring, new in zip((keys, values), projected, strict=True):
-            seen.append(torch.cat([ring.roll(-(start % window), dims=-2), new], dim=-2))
-            ring.copy_(seen[-1][:, -window:].roll((start + tokens) % window, dims=-2))
-        query, key, value = (nn.functional.pad(x, (0, 0, 0, padding)) if padding else x for x in (query, *seen))
+            window_and_slice = torch.cat([ring.roll(-(start % window), dims=-2), new, zeros], dim=-2)
+            newest = window_and_slice[:, tokens : tokens + window]
+            ring.copy_(newest.roll((start + tokens) % window, dims=-2))
+            seen.append(window_and_slice[:, window - reach :])
         out, _ = attend_slots(
-            query,
-            key[:, window - reach :],
-            value[:, window - reach :],
+            torch.cat([query, zeros], dim=-2) if padding else query,
+            *seen,
             torch.where(position < 0, end, position).unsqueeze(0),  # nothing is seen before the beginning
             length=length,
             before=before,
             shared_qk=False,
+            has_backward=False,
         )
         attended: torch.Tensor = self.output(out[:, :tokens].transpose(0, 1).flatten(1))
         return attended

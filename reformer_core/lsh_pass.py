@@ -64,8 +64,8 @@ class LSHPass:
         self._buckets[..., part] = self._attention.hash(query_key).to(self._buckets.dtype)
         norms = self._norms[:, part] = key_norms(query_key)
         where = self._first_rows[part]
-        for vectors, first in ((normalised_keys(query_key, norms), 0), (value, self._pool.layout.value_distance)):
-            rows = where + self._of_heads + first
+        for vectors, offset in ((normalised_keys(query_key, norms), 0), (value, self._pool.layout.value_distance)):
+            rows = where + self._of_heads + offset
             self._pool.rows.index_copy_(0, rows.flatten(), vectors.flatten(0, 1))
 
     def _sort(self, head: int) -> Generator[None, None, torch.Tensor]:
@@ -107,7 +107,14 @@ class LSHPass:
         norms = self._norms[head].index_select(0, window[before * length :])
         queries = (keys[before * length :] * norms.unsqueeze(-1)).to(keys.dtype)
         out, log_sum_exp = attend_slots(
-            queries[None], keys[None], values[None], window[None], length=length, before=before, shared_qk=True
+            queries[None],
+            keys[None],
+            values[None],
+            window[None],
+            length=length,
+            before=before,
+            shared_qk=True,
+            has_backward=False,
         )
         return out[0], log_sum_exp[0]
 

@@ -20,7 +20,7 @@ from reformer_core.errors import OutOfMemoryError
 from reformer_core.head_loss import HEAD_BLOCK_TOKENS
 from reformer_core.model import ReformerModel
 from reformer_core.pages import PageLayout, PagePool
-from reformer_core.placement import product_dtype, second_stream_dtype
+from reformer_core.placement import multiplies_bfloat16, product_dtype, second_stream_dtype
 from reformer_core.recorded_kernels import RECORDED_WORK
 from reformer_core.session_table import SessionTable, tail_capacity
 from reformer_core.slicing import extend_tokens, slice_tokens
@@ -218,10 +218,15 @@ class MemoryPlan:
 
     @property
     def _local_token_bytes(self) -> int:
-        """A mask for all heads; their queries, keys and values as projected and as padded."""
+        """A mask for all heads, as it is made; their queries, keys and values as projected and as padded."""
         c, item = self.config, self.dtype.itemsize
-        vectors = c.attention_head_size * (6 * item + 4 * self._converted_item)
-        return c.local_window * (4 + self._product_item) + c.num_attention_heads * vectors + 24
+        of_a_head = c.attention_head_size * (6 * item + 4 * self._converted_item)
+        mask = 4 + self._product_item
+        if multiplies_bfloat16(self.dtype, self.device):
+            # Separate products: windows are copied, logits and weights held.
+            of_a_head += (2 * (1 + c.local_num_chunks_before) * c.attention_head_size + 2 * c.local_window) * item
+            mask = item
+        return c.local_window * mask + c.num_attention_heads * of_a_head + 24
 
 
 @lru_cache

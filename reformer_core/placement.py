@@ -76,6 +76,11 @@ def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return dtype
 
 
+def multiplies_bfloat16(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether it is a CPU that computes products of what is stored as `dtype` in bfloat16."""
+    return device.type == "cpu" and product_dtype(dtype, device) == torch.bfloat16
+
+
 def second_stream_dtype(dtype: torch.dtype) -> torch.dtype:
     """The format of the second residual stream in a model that is stored as `dtype`: float32 for float16.
 

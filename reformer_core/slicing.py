@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from reformer_core.config import ReformerConfig
-from reformer_core.placement import product_dtype
+from reformer_core.placement import multiplies_bfloat16
 
 WINDOW_ENTRIES = 2**25  # of the windows that a slice of appended tokens gathers: 64 MiB of keys in float16
 
@@ -38,7 +38,7 @@ def slice_bounds(device: torch.device) -> SliceBounds:
 def slice_tokens(config: ReformerConfig, dtype: torch.dtype, device: torch.device) -> int:
     """Tokens a slice of one layer, in a model stored as `dtype`: a multiple of the chunk lengths, of bounded work."""
     bounds = slice_bounds(device)
-    speed = BFLOAT16_SPEED if device.type == "cpu" and product_dtype(dtype, device) == torch.bfloat16 else 1
+    speed = BFLOAT16_SPEED if multiplies_bfloat16(dtype, device) else 1
     inner = config.num_attention_heads * config.attention_head_size
     work = config.hidden_size * (2 * config.feed_forward_size + 4 * inner)
     wanted = min(max(speed * bounds.work // work, bounds.least_tokens), bounds.most_tokens)

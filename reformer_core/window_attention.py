@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from reformer_core.attention_kernels import fused, fused_backward, has_fused
+from reformer_core.attention_kernels import fastest, fused, fused_backward, has_fused
 from reformer_core.dropout import dropout
 from reformer_core.linear import for_products
 
@@ -65,6 +65,7 @@ def attend_slots(
     shared_qk: bool,
     dropout_prob: float = 0.0,
     generator: torch.Generator | None = None,
+    has_backward: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of all chunks of a sequence of slots.
 
@@ -73,9 +74,10 @@ def attend_slots(
         key: [..., (b + c) L, D].
         value: [..., (b + c) L, D].
         position: int [..., (b + c) L], the tokens' positions, broadcastable; or [..., (b + 1) L], those of one chunk
-            and the chunks before it, if in all others tokens lie in the same order.
+            and the chunks before it, if in all others tokens lie in the same order (not with shared_qk).
         length: L.
         before: b.
+        has_backward: whether `attend_slots_backward` may follow, with the results of this.
 
     Returns:
         out [..., c L, D] and the log-sum-exp [..., c L].
@@ -85,7 +87,8 @@ def attend_slots(
     query, key_windows, value_windows, behind, ahead = _chunked(query, key, value, position, length, before)
     if dropout_prob == 0 and has_fused(query, key_windows.shape[-2]):
         mask = _additive_mask(behind, ahead, shared_qk, query.dtype)
-        out, log_sum_exp = fused(*_merged(query, key_windows, value_windows), mask)
+        kernel = fused if has_backward else fastest
+        out, log_sum_exp = kernel(*_merged(query, key_windows, value_windows), mask)
         out, log_sum_exp = out.reshape(query.shape), log_sum_exp.reshape(query.shape[:-1])
         if shared_qk:
             _look_at_themselves(out, log_sum_exp, behind, ahead, before)
@@ -130,7 +133,7 @@ def attend_slots_backward(
             own_weight = torch.exp(SELF - log_sum_exp) * _own_keys(behind, ahead, before) * alone
             own_grad = (grad_out * own_weight.unsqueeze(-1)).to(grad_out.dtype)
             grad_out = grad_out * ~alone.unsqueeze(-1)
-            log_sum_exp = log_sum_exp.masked_fill(alone, torch.inf)  # no weights: float16's mask isn't below -1e5
+            log_sum_exp = log_sum_exp.masked_fill(alone, torch.inf)  # no weights, whatever the mask adds
         grads = fused_backward(
             grad_out.reshape(merged[0].shape),
             *merged,
@@ -172,14 +175,15 @@ def _additive_mask(behind: torch.Tensor, ahead: torch.Tensor, shared_qk: bool, d
     A query's own key, in shared-QK attention, is half as far away as later ones are: without any other it sees itself.
     """
     behind, ahead = behind.to(torch.int32), ahead.to(torch.int32)  # half of what is read and written
-    distance = (behind - int(shared_qk)).unsqueeze(-1) - ahead.unsqueeze(-2)
-    mask = distance.clamp_(-2, 0).mul_(_unseen(dtype)).to(dtype)
+    steps = 1 + int(shared_qk)
+    distance = (behind + 1 - steps).unsqueeze(-1) - ahead.unsqueeze(-2)
+    mask = distance.clamp_(-steps, 0).mul_(_far_away(dtype) // steps).to(dtype)
     return mask.flatten(0, -4) if mask.dim() > 3 else mask.unsqueeze(0)
 
 
-def _unseen(dtype: torch.dtype) -> int:
-    """More than logits can make up for; twice that has to be finite."""
-    return 30_000 if dtype == torch.float16 else 100_000
+def _far_away(dtype: torch.dtype) -> int:
+    """Much more than logits can make up for, and finite."""
+    return 60_000 if dtype == torch.float16 else 200_000
 
 
 def _look_at_themselves(
@@ -187,14 +191,14 @@ def _look_at_themselves(
 ) -> None:
     """For queries that see no key but their own: what they get if its logit is exactly `SELF`, in place.
 
-    Published models replace logits, and near -1e5 float32 is coarse: two such weights of 1/2 don't add up to 1.
+    Published models replace logits, and near -1e5 float32 is coarse: two such weights of 1/2 don't add up to 1. Others
+    have larger log-sum-exps, since no logit is farther from 0 than its query is long.
     """
-    alone, own = log_sum_exp < -_unseen(out.dtype) / 2, _own_keys(behind, ahead, before)
+    alone, own = log_sum_exp < -_far_away(out.dtype) / 4, _own_keys(behind, ahead, before)
     own_log_sum_exp = (SELF + own.log()).to(log_sum_exp.dtype)
     log_sum_exp.copy_(torch.where(alone, own_log_sum_exp, log_sum_exp))
-    met = slice(0, before)  # where two rounds meet, and an own key can be there twice
-    weight = torch.where(alone, own * torch.exp(SELF - own_log_sum_exp), 1)[..., met, :]
-    out[..., met, :, :] *= weight.unsqueeze(-1).to(out.dtype)
+    weight = torch.where(alone, own * torch.exp(SELF - own_log_sum_exp), 1)[..., :before, :]  # 1 in all other chunks
+    out[..., :before, :, :] *= weight.unsqueeze(-1).to(out.dtype)
 
 
 def _alone(behind: torch.Tensor, ahead: torch.Tensor) -> torch.Tensor:

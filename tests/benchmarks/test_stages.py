@@ -78,6 +78,7 @@ def test_weights_are_read_once_a_token() -> None:
         for name, parameter in model.named_parameters()
         if "embeddings" not in name and parameter.dim() > 1
     )
+    # Their opposites needn't be read.
     rotations = sum(buffer.numel() // 2 for name, buffer in model.named_buffers() if name.endswith("rotations"))
     reads = work.decode_reads(model.config, 4)
     assert sum(reads.values()) - reads["attend"] == 4 * (weights + rotations)

@@ -24,7 +24,8 @@ def test_the_command_writes_tables_a_record_and_a_plot(
     assert "| Reformer |" in tables
     record = json.loads((tmp_path / "text_model.json").read_text(encoding="utf-8"))
     whole, window, off = (record["by_position"][name] for name in (WHOLE, WINDOW, WITHOUT_LSH))
-    assert whole["first 1K"] == pytest.approx(window["first 1K"], rel=4e-3), "nothing is outside the window yet"
+    # Nothing is outside the window yet; but what comes later shifts the chunks of LSH layers.
+    assert whole["first 1K"] == pytest.approx(window["first 1K"], rel=4e-3)
     assert whole["1K–16K"] != window["1K–16K"]
     assert whole["all"] < off["all"]
     assert record["bits_per_byte"]["Reformer"]["emma.txt"] == pytest.approx(whole["all"])

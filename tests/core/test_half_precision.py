@@ -137,9 +137,11 @@ def test_layers_trained_under_autocast_compute_in_its_format() -> None:
     assert layer.weight.grad.dtype is torch.float32
 
 
+@pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("kind", ["local", "lsh"])
-def test_gradients_in_bfloat16(kind: str) -> None:
+def test_gradients_in_bfloat16(kind: str, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights in 16 bits can be trained, too: their gradients are near those of float32."""
+    monkeypatch.setattr("reformer_core.placement.cpu_multiplies_bfloat16", lambda: native)
     model = random_model(small_config(attn_layers=(kind,))).to(torch.bfloat16)
     token_ids = random_tokens(model, 64).unsqueeze(0)
     gradients = {}
@@ -151,4 +153,6 @@ def test_gradients_in_bfloat16(kind: str) -> None:
     half, exact = gradients[torch.bfloat16], gradients[torch.float32]
     assert half is not None
     assert exact is not None
-    assert float((half - exact).norm() / exact.norm()) < 0.05
+    assert float((half - exact).norm() / exact.norm()) < (
+        0.1 if native else 0.05
+    )  # there, vectors are hashed in 16 bits

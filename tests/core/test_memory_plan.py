@@ -114,6 +114,10 @@ def test_a_document(tokens: int) -> None:
     assert pool.free_pages == 0
 
 
+LOCAL_BFLOAT16 = {"dtype": torch.bfloat16, "native": True, "attn_layers": ("local", "local")}
+
+
+@pytest.mark.parametrize("model", [*MODELS.values(), LOCAL_BFLOAT16], ids=[*MODELS, "local layers"], indirect=True)
 def test_reading_a_document(model: ReformerModel) -> None:
     plan = plan_for(model)
     assert slice_tokens(model.config, model.dtype, model.device) < plan.tokens / 2
@@ -227,4 +231,4 @@ def test_rounds_and_dtype_count() -> None:
     half = dataclasses.replace(plan, dtype=torch.bfloat16)
     assert more_rounds.page_bytes > plan.page_bytes > half.page_bytes
     assert more_rounds.weights_bytes > plan.weights_bytes  # by the rotations
-    assert half.workspace_bytes < plan.workspace_bytes
+    assert half.weights_bytes < plan.weights_bytes

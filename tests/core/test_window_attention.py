@@ -103,6 +103,33 @@ def test_half_precision_stays_near(dtype: torch.dtype, shared_qk: bool) -> None:
 
 
 @pytest.mark.parametrize("shared_qk", [False, True])
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_separate_products(shared_qk: bool, before: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How a document is read where the CPU multiplies bfloat16."""
+    monkeypatch.setattr("reformer_core.placement.cpu_multiplies_bfloat16", lambda: True)
+    *vectors, position = slots(before)
+    vectors = [x.bfloat16() for x in vectors]
+    options: dict[str, Any] = {"length": LENGTH, "before": before, "shared_qk": shared_qk}
+    expected, expected_log_sum_exp = attend_slots(*(x.double() for x in vectors), position, **options)
+    out, log_sum_exp = attend_slots(*vectors, position, **options, has_backward=False)
+    assert (out.dtype, log_sum_exp.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(out.double(), expected, atol=0.03, rtol=0)
+    torch.testing.assert_close(log_sum_exp.double(), expected_log_sum_exp, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dropout_prob", [0.0, GENERIC], ids=["flash", "generic"])
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_positions_of_one_chunk_stand_for_all(before: int, dropout_prob: float, dtype: torch.dtype) -> None:
+    *vectors, _ = slots(before, dtype=dtype)
+    position = torch.arange(100, 100 + vectors[1].shape[-2]).unsqueeze(0)
+    options: dict[str, Any] = {"length": LENGTH, "before": before, "shared_qk": False, "has_backward": False}
+    expected = attend_slots(*vectors, position, **options, dropout_prob=dropout_prob)
+    found = attend_slots(*vectors, position[:, : (before + 1) * LENGTH], **options, dropout_prob=dropout_prob)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("shared_qk", [False, True])
 @pytest.mark.parametrize("dropout_prob", [0.0, GENERIC, 0.4], ids=["flash", "generic", "dropout"])
 @pytest.mark.parametrize("before", [0, 1, 2])
 def test_backward_equals_autograd(shared_qk: bool, dropout_prob: float, before: int) -> None:
