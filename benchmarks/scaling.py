@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.restored_share,
             options.new_share,
         )
-        plan = MemoryPlan(load_config(embedded_model_path()), torch.float32, options.tokens)
+        plan = MemoryPlan(load_config(embedded_model_path()), torch.bfloat16, options.tokens)
         records.append((demand, need(demand, times, plan, options.memory)))
     rows = [{"demand": asdict(demand), "need": asdict(found)} for demand, found in records]
     save(NAME, {"memory_bytes": options.memory, "times": asdict(times), "rows": rows})
