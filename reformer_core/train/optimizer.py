@@ -21,7 +21,7 @@ def build_optimizers(model: ReformerModel, settings: OptimizerSettings) -> list[
     parameters are marked as such, and left out.
 
     Raises:
-        ValueError: a name of `settings.freeze` begins none of the model's parameters' names.
+        ValueError: a name of `settings.freeze` begins none of the model's parameters' names; or nothing is left.
     """
     _freeze(model, settings.freeze)
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
@@ -62,3 +62,5 @@ def _freeze(model: ReformerModel, prefixes: Sequence[str]) -> None:
             raise ValueError(f"optimizer.freeze names {prefix!r}, but no parameter begins with it; there are {parts}")
         for parameter in frozen:
             parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"optimizer.freeze leaves nothing to train: it names {', '.join(prefixes)}; name fewer parts")

@@ -44,7 +44,10 @@ def when_it_writes(folder: Path, work: Callable[[], object]) -> threading.Thread
     before = {*folder.rglob(f"*{UNFINISHED}")}
 
     def wait() -> None:
+        deadline = time.monotonic() + 60
         while {*folder.rglob(f"*{UNFINISHED}")} <= before:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nothing has been written in {folder} for a minute")
             time.sleep(0.001)
         work()
 

@@ -51,6 +51,12 @@ def test_what_is_to_be_frozen_must_exist() -> None:
         trainer(run)
 
 
+def test_something_must_be_left_to_train() -> None:
+    run = settings(optimizer={"freeze": ["embeddings", "layers", "final_norm", "head"]})
+    with pytest.raises(ValueError, match="leaves nothing to train: it names embeddings, layers, final_norm, head"):
+        trainer(run)
+
+
 @pytest.mark.parametrize("shape", [(3, 8, 20), (2, 20, 8), (1, 6, 6)])
 def test_orthogonalised_matrices_keep_their_directions(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
