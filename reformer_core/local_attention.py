@@ -90,9 +90,11 @@ class LocalAttention(nn.Module):
             newest = window_and_slice[:, tokens : tokens + window]
             ring.copy_(newest.roll((start + tokens) % window, dims=-2))
             seen.append(window_and_slice[:, window - reach :])
+        padded_key, padded_value = seen
         out, _ = attend_slots(
             torch.cat([query, zeros], dim=-2) if padding else query,
-            *seen,
+            padded_key,
+            padded_value,
             torch.where(position < 0, end, position).unsqueeze(0),  # nothing is seen before the beginning
             length=length,
             before=before,
