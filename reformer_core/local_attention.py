@@ -101,5 +101,4 @@ class LocalAttention(nn.Module):
             shared_qk=False,
             has_backward=False,
         )
-        attended: torch.Tensor = self.output(out[:, :tokens].transpose(0, 1).flatten(1))
-        return attended
+        return self.merge(out[:, :tokens], None)
